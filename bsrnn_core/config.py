@@ -1,0 +1,142 @@
+"""What a model is: its sample rate, STFT, band schema and sizes, as frozen dataclasses.
+
+Defaults are those of the original Refined BSRNN system; the command line and the checkpoints are
+generated from these classes, so a default lives here and nowhere else.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from bsrnn_core.errors import BadInput
+
+STEMS = ("vocals", "drums", "bass", "other")
+"""The stems of MUSDB18, in the order that every array of this project keeps."""
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise BadInput(sentence)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StftConfig:
+    """Sample rate and short-time Fourier transform."""
+
+    sample_rate: int = 44100
+    """Samples per second that the model works at; other audio is resampled."""
+    n_fft: int = 2048
+    """Length of the Hann window and of the transform, in samples."""
+    hop_samples: int | None = None
+    """Samples between two frames (n_fft / 4 when not given)."""
+
+    def __post_init__(self) -> None:
+        _require(self.sample_rate > 0, f"sample_rate must be positive, not {self.sample_rate}")
+        _require(
+            self.n_fft >= 16 and self.n_fft % 2 == 0,
+            f"n_fft must be even and at least 16, not {self.n_fft}",
+        )
+        _require(
+            0 < self.hop <= self.n_fft // 2,
+            f"hop_samples must lie between 1 and n_fft / 2 = {self.n_fft // 2}, not {self.hop}",
+        )
+
+    @property
+    def hop(self) -> int:
+        """Samples between two frames."""
+        return self.n_fft // 4 if self.hop_samples is None else self.hop_samples
+
+    @property
+    def num_bins(self) -> int:
+        """Frequency bins of a frame (F)."""
+        return self.n_fft // 2 + 1
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames (T) of the STFT of a signal of ``num_samples`` samples."""
+        return math.ceil(num_samples / self.hop) + 1
+
+    def seconds_to_frames(self, seconds: float) -> int:
+        """The number of frames nearest to ``seconds``, at least one."""
+        return max(1, round(seconds * self.sample_rate / self.hop))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Band schema and sizes of the network."""
+
+    band_schema: str = "v7"
+    """v1 .. v7, bass, drums, joint57, generic, or custom (with --splits)."""
+    divisions: int = 24
+    """generic only: equal divisions of the octave whose grid gives the band edges (even)."""
+    num_bands: int = 41
+    """generic only: bands wanted (K)."""
+    splits: tuple[tuple[float, float], ...] = ()
+    """custom only: pairs of (edge_hz, width_hz): bands of that width below that edge."""
+    feature_dim: int = 32
+    """Features per band and frame (N)."""
+    num_blstm_layers: int = 6
+    """Band-and-sequence modules: each a BLSTM over time, then one over bands."""
+    hidden_dim: int | None = None
+    """Hidden width of a BLSTM per direction (2 x feature_dim when not given)."""
+    mlp_dim: int = 256
+    """Hidden width of a band's mask MLP."""
+    reduce_size: bool = False
+    """Use 3 x (widest band - this band's width + 1) as the hidden width of a band's mask MLP."""
+
+    def __post_init__(self) -> None:
+        for name in ("feature_dim", "num_blstm_layers", "mlp_dim", "num_bands"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        _require(
+            self.hidden_dim is None or self.hidden_dim > 0,
+            f"hidden_dim must be positive, not {self.hidden_dim}",
+        )
+        _require(
+            self.divisions > 0 and self.divisions % 2 == 0,
+            f"divisions must be even and positive, not {self.divisions}",
+        )
+        _require(
+            (self.band_schema == "custom") == bool(self.splits),
+            "splits go with band_schema=custom, and custom needs them",
+        )
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of a BLSTM per direction."""
+        return 2 * self.feature_dim if self.hidden_dim is None else self.hidden_dim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BsrnnConfig:
+    """Everything that rebuilds a model: saved beside its weights."""
+
+    stft: StftConfig = field(default_factory=StftConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stems: tuple[str, ...] = STEMS
+    """Stems that the model estimates, one head each, in this order."""
+    crop_seconds: float = 3.0
+    """Length of a training example, and of the windows of whole-song separation."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.stems) > 0, "a model needs at least one stem")
+        _require(len(set(self.stems)) == len(self.stems), f"stems are repeated: {self.stems}")
+        _require(self.crop_seconds > 0, f"crop_seconds must be positive, not {self.crop_seconds}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of ``to_dict``. Raises BadInput on unknown or illegal fields."""
+        try:
+            model = dict(values["model"])
+            model["splits"] = tuple((float(e), float(w)) for e, w in model.get("splits", ()))
+            return cls(
+                stft=StftConfig(**values["stft"]),
+                model=ModelConfig(**model),
+                stems=tuple(values["stems"]),
+                crop_seconds=values["crop_seconds"],
+            )
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"not a model configuration: {error}") from error

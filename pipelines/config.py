@@ -1,0 +1,186 @@
+"""How a training runs: the options of `bsrnn train`, and the presets."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from bsrnn_core.config import BsrnnConfig, ModelConfig, StftConfig
+from bsrnn_core.errors import BadInput
+from data_prep.config import ChunkConfig, PrepConfig, RemixConfig, SourceConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Optimiser, schedule and what ends a training."""
+
+    batch_size: int = 95
+    """Examples per step over all workers together."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    lr_schedule: Literal["step", "cosine"] = "step"
+    """step: x lr_decay per two epochs, as in the paper; cosine: to zero at the last step."""
+    lr_decay: float = 0.98
+    """step only: factor per two epochs."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights, which are then validated and kept (0: off)."""
+    clip_grad_norm: float = 5.0
+    """Gradients are scaled down to this norm (0: never)."""
+    max_epochs: int = 500
+    """Epochs to train for at most."""
+    steps_per_epoch: int | None = None
+    """Steps of an epoch (one pass over the stored chunks when not given)."""
+    max_minutes: float | None = None
+    """Time budget over all invocations of a run: then it stops cleanly."""
+    patience: int = 30
+    """Epochs without a better validation uSDR after which training stops (0: never)."""
+    valid_every_epochs: int = 1
+    """Epochs between two validations on whole songs."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Number format of the network's arithmetic (bf16: autocast)."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "lr", "max_epochs", "valid_every_epochs"):
+            if getattr(self, name) <= 0:
+                raise BadInput(f"{name} must be positive, not {getattr(self, name)}")
+        if self.steps_per_epoch is not None and self.steps_per_epoch <= 0:
+            raise BadInput(f"steps_per_epoch must be positive, not {self.steps_per_epoch}")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise BadInput(f"max_minutes must be positive, not {self.max_minutes}")
+        if not 0 <= self.ema_decay < 1:
+            raise BadInput(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """Where a training runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU when there is one."""
+    num_workers: int = 1
+    """Ray Train workers (DDP ranks)."""
+    threads_per_worker: int | None = None
+    """CPU threads of a worker (the machine's cores / num_workers when not given)."""
+    data_loader_workers: int = 1
+    """Threads that decode and remix ahead of the step, per worker."""
+    max_failures: int = 3
+    """Times that Ray restarts the workers from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise BadInput(f"num_workers must be at least 1, not {self.num_workers}")
+        if self.data_loader_workers < 1:
+            raise BadInput("data_loader_workers must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Options of one training."""
+
+    name: str = ""
+    """Name of the run; its results go to OUT/NAME."""
+    part: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Stem to estimate; repeat it for several heads on one trunk."""
+    out: str = "runs"
+    """Folder that holds the runs."""
+    shards: str | None = None
+    """Folder of prepared shards (prepared from --musdbhq_location when not given)."""
+    experiment: str = "bsrnn"
+    """MLflow experiment."""
+    resume: bool = False
+    """Go on with the run of this name."""
+    seed: int = 42
+    """Seed of everything random (-1: a random one)."""
+    crop_seconds: float = 1.0
+    """Length of a training example; at most a chunk."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    stft: StftConfig = field(default_factory=StftConfig)
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    remix: RemixConfig = field(default_factory=RemixConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.crop_seconds > self.chunk.chunk_size_in_seconds:
+            raise BadInput(
+                f"crop_seconds = {self.crop_seconds:g} is longer than a stored chunk of "
+                f"{self.chunk.chunk_size_in_seconds:g} s"
+            )
+        if self.optim.batch_size % self.cluster.num_workers:
+            raise BadInput(
+                f"batch_size = {self.optim.batch_size} does not divide over "
+                f"num_workers = {self.cluster.num_workers}"
+            )
+
+    @property
+    def prep(self) -> PrepConfig:
+        """The dataset that this training needs."""
+        return PrepConfig(source=self.source, stft=self.stft, chunk=self.chunk)
+
+    @property
+    def bsrnn(self) -> BsrnnConfig:
+        """The model that this training makes."""
+        return BsrnnConfig(
+            stft=self.stft, model=self.model, stems=self.part, crop_seconds=self.crop_seconds
+        )
+
+
+def original() -> TrainConfig:
+    """The original Refined BSRNN system: one second at a time, 32 features, 6 modules."""
+    return TrainConfig(remix=RemixConfig(pool_chunks=4))
+
+
+def tiny() -> TrainConfig:
+    """Learns in minutes on two CPU cores: the demo."""
+    return TrainConfig(
+        crop_seconds=3.0,
+        stft=StftConfig(n_fft=4096, hop_samples=1024),
+        chunk=ChunkConfig(chunk_size_in_seconds=6.0),
+        model=ModelConfig(feature_dim=32, num_blstm_layers=2, mlp_dim=64),
+        optim=OptimConfig(
+            batch_size=4,
+            lr=6e-3,
+            lr_schedule="cosine",
+            warmup_steps=50,
+            ema_decay=0.99,
+            max_epochs=20,
+            steps_per_epoch=50,
+            valid_every_epochs=5,
+        ),
+    )
+
+
+def small() -> TrainConfig:
+    """64 features x 8 modules: the size of most ablations in the field."""
+    return TrainConfig(
+        crop_seconds=3.0,
+        chunk=ChunkConfig(chunk_size_in_seconds=6.0),
+        model=ModelConfig(feature_dim=64, num_blstm_layers=8),
+        optim=OptimConfig(batch_size=16, max_epochs=200, steps_per_epoch=1000),
+    )
+
+
+def paper() -> TrainConfig:
+    """The paper's: 128 features x 12 modules, hidden 256, mask MLP 512, schema v7."""
+    return dataclasses.replace(
+        small(),
+        model=ModelConfig(feature_dim=128, num_blstm_layers=12, hidden_dim=256, mlp_dim=512),
+        remix=RemixConfig(sad=True),
+        optim=OptimConfig(batch_size=16, max_epochs=100, steps_per_epoch=10_000, patience=10),
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "original": original,
+    "tiny": tiny,
+    "small": small,
+    "paper": paper,
+}
+"""Named configurations; `original` is the one when none is named."""
