@@ -1,7 +1,7 @@
 """Samples <-> frames: the short-time Fourier transform of whole signals and of runs of frames."""
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from bsrnn_core.config import StftConfig
@@ -11,18 +11,22 @@ def _window(config: StftConfig, like: Tensor) -> Tensor:
     return torch.hann_window(config.n_fft, dtype=like.real.dtype, device=like.device)
 
 
-def reflect_pad(samples: Float[Tensor, "... N"], left: int, right: int) -> Float[Tensor, "... M"]:
-    """Pad with the signal mirrored at its first and last sample, M = left + N + right.
+def reflect_index(position: Int[Tensor, "M"], length: int) -> Int[Tensor, "M"]:
+    """Where a signal of ``length`` samples, mirrored at its ends for ever, has ``position``.
 
-    Unlike torch's own padding the signal may be shorter than the padding: it is mirrored over and
-    over; a single sample is repeated.
+    Unlike torch's own reflection this works for any distance; a single sample is repeated.
     """
+    if length == 1:
+        return torch.zeros_like(position)
+    position = position.remainder(2 * (length - 1))
+    return torch.where(position < length, position, 2 * (length - 1) - position)
+
+
+def reflect_pad(samples: Float[Tensor, "... N"], left: int, right: int) -> Float[Tensor, "... M"]:
+    """Pad with the signal mirrored at its first and last sample, M = left + N + right."""
     length = samples.shape[-1]
     position = torch.arange(-left, length + right, device=samples.device)
-    if length == 1:
-        return samples[..., torch.zeros_like(position)]
-    position = position.remainder(2 * (length - 1))
-    return samples[..., torch.where(position < length, position, 2 * (length - 1) - position)]
+    return samples[..., reflect_index(position, length)]
 
 
 def pad_for_frames(

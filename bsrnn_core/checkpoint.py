@@ -1,0 +1,109 @@
+"""A model on disk: a folder with its weights (safetensors) and the config that rebuilds it.
+
+`model.safetensors` holds the weights, `config.json` the BsrnnConfig under "model" and whatever is
+worth knowing of the training under "metadata". A folder is written under a temporary name and then
+renamed, so that one that carries its name is whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from bsrnn_core.config import BsrnnConfig
+from bsrnn_core.errors import BadInput
+from bsrnn_core.model import BSRNN
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.previous")
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a new folder, then put it in the place of ``folder``, all or nothing.
+
+    A folder cannot be replaced in one step, so for a moment the old one is called *.previous;
+    ``existing_folder`` finds it there should the process die in that moment.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
+    previous = _previous(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if folder.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def existing_folder(folder: Path) -> Path | None:
+    """``folder``, or its predecessor where the last replacement was cut short, or None."""
+    for candidate in (folder, _previous(folder)):
+        if candidate.is_dir():
+            return candidate
+    return None
+
+
+def save(folder: str | Path, model: BSRNN, metadata: dict[str, Any]) -> None:
+    """Write ``model`` and ``metadata`` (plain JSON values) as a checkpoint folder, atomically."""
+    replace_folder(Path(folder), lambda new: write_model(new, model, metadata))
+
+
+def write_model(folder: Path, model: BSRNN, metadata: dict[str, Any]) -> None:
+    """Write the two files of a checkpoint into an existing folder."""
+    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(
+        {name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS_FILE
+    )
+    text = json.dumps({"model": model.config.to_dict(), "metadata": metadata}, indent=2)
+    (folder / CONFIG_FILE).write_text(text + "\n")
+
+
+def _read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    found = existing_folder(Path(folder))
+    if found is None:
+        raise BadInput(f"{folder}: there is no such checkpoint folder")
+    file = found / CONFIG_FILE
+    try:
+        return found, json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{folder}: not a checkpoint, its {CONFIG_FILE} cannot be read ({error})"
+        ) from error
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """What ``save`` was given as metadata. Raises BadInput where there is no checkpoint."""
+    return _read_config(folder)[1].get("metadata", {})
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> BSRNN:
+    """The model of a checkpoint folder, in evaluation mode.
+
+    Raises BadInput, naming the folder, when it is missing, incomplete or does not fit together.
+    """
+    found, content = _read_config(folder)
+    try:
+        model = BSRNN(BsrnnConfig.from_dict(content.get("model", {})))
+        model.load_state_dict(safetensors.torch.load_file(found / WEIGHTS_FILE))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise BadInput(f"{folder}: the checkpoint cannot be loaded ({error})") from error
+    return model.to(device).eval()
