@@ -1,0 +1,189 @@
+"""The console script ``bsrnn``: one command for each thing that can be run.
+
+    bsrnn train --part drums --musdbhq_location musdb18hq --name drums
+
+Exit codes: 0 success, 2 bad input (one sentence on stderr, no traceback), 130 interrupted,
+1 any other failure. Nothing heavy is imported before a command is chosen.
+"""
+
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger("bsrnn")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command's code is, as ``module:name``, to be imported when it is asked for."""
+
+    config: str
+    run: str
+    help: str
+    presets: bool = False
+    """Takes ``--preset``."""
+
+
+COMMANDS: dict[str, Command] = {
+    "prep": Command(
+        config="pipelines.prep:PrepCommandConfig",
+        run="pipelines.prep:run",
+        help="turn songs into shards of training data",
+        presets=True,
+    ),
+    "train": Command(
+        config="pipelines.config:TrainConfig",
+        run="pipelines.base:run",
+        help="train a model",
+        presets=True,
+    ),
+    "evaluate": Command(
+        config="pipelines.evaluate:EvaluateConfig",
+        run="pipelines.evaluate:run",
+        help="separate and score whole songs",
+    ),
+    "infer": Command(
+        config="pipelines.infer:InferConfig",
+        run="pipelines.infer:run",
+        help="separate a song into its stems",
+    ),
+    "demo": Command(
+        config="pipelines.demo:DemoConfig",
+        run="pipelines.demo:run",
+        help="the whole job on music made on the spot, in minutes",
+    ),
+    "bands": Command(
+        config="pipelines.bands:BandsConfig",
+        run="pipelines.bands:run",
+        help="draw a band schema against the notes",
+    ),
+    "doctor": Command(
+        config="pipelines.doctor:DoctorConfig",
+        run="pipelines.doctor:run",
+        help="show what this machine has and what it lacks",
+    ),
+}
+"""The commands by name."""
+
+GLOBAL_FLAGS = ("device", "seed")
+"""Flags that may stand before the command; one that has no use for them does without."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (the process's own when None); returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        print("bsrnn: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        sentence = bad_input_sentence(error)
+        if sentence is None:
+            logger.exception("bsrnn failed")
+            return 1
+        print(f"bsrnn: {sentence}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    shared, name, rest = _split_at_command(words)
+    command = COMMANDS[name]
+    from pipelines.flags import parse
+
+    presets = _load("pipelines.config:PRESETS") if command.presets else None
+    config = parse(
+        _load(command.config), rest, prog=f"bsrnn {name}", presets=presets, shared=shared
+    )
+    result = _load(command.run)(config)
+    return result if isinstance(result, int) else 0
+
+
+def _split_at_command(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
+    """The flags before the command, the command, and the words after it."""
+    from bsrnn_core.errors import BadInput
+    from pipelines.config_files import nearest
+
+    shared: dict[str, str] = {}
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        flag, tied, value = rest.pop(0).partition("=")
+        name = flag.lstrip("-").replace("-", "_")
+        if name not in GLOBAL_FLAGS:
+            allowed = " and ".join(f"--{known}" for known in GLOBAL_FLAGS)
+            raise BadInput(f"{flag} stands before the command, where only {allowed} may")
+        if not tied:
+            if not rest:
+                raise BadInput(f"{flag} takes one value")
+            value = rest.pop(0)
+        shared[name] = value
+    if not rest:
+        raise BadInput(f"no command is given; choose one of {', '.join(COMMANDS)}")
+    if rest[0] not in COMMANDS:
+        hint = nearest(rest[0], COMMANDS) or f"; choose one of {', '.join(COMMANDS)}"
+        raise BadInput(f"there is no command {rest[0]}{hint}")
+    return shared, rest[0], rest[1:]
+
+
+def _load(address: str) -> Any:
+    module, _, name = address.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _overview() -> str:
+    lines = ["usage: bsrnn [--device DEVICE] [--seed SEED] COMMAND [OPTIONS]", "", "commands:"]
+    lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "bsrnn COMMAND --help lists the options of a command."])
+
+
+def bad_input_sentence(error: BaseException) -> str | None:
+    """The sentence of the BadInput that ``error`` is or was caused by, if there is one.
+
+    Ray wraps what a task or a worker raised, and Ray Data keeps of it no more than the printed
+    traceback: so causes are followed first, then that text is searched.
+    """
+    from bsrnn_core.errors import BadInput
+
+    wrappers: list[BaseException] = []
+    for link in _links(error):
+        # Ray's wrappers inherit from the class they wrap, with a traceback for a message.
+        if not type(link).__module__.startswith("ray."):
+            if isinstance(link, BadInput):
+                return " ".join(str(link).split())
+        else:
+            wrappers.append(link)
+    for wrapper in wrappers:
+        printed = re.findall(r"^bsrnn_core\.errors\.BadInput: (.+)$", str(wrapper), re.MULTILINE)
+        if printed:
+            return printed[-1].strip()
+    return None
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that it names as its causes, nearest first."""
+    waiting: list[Any] = [error]
+    seen: set[int] = set()
+    while waiting:
+        link = waiting.pop(0)
+        if not isinstance(link, BaseException) or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        waiting += [link.__cause__, getattr(link, "cause", None)]
+        waiting.append(getattr(link, "controller_failure", None))
+        failures = getattr(link, "worker_failures", None)
+        waiting += list(failures.values()) if isinstance(failures, dict) else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
