@@ -1,0 +1,38 @@
+"""A configuration as the flat text parameters of a run."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def flatten(config: object) -> dict[str, str]:
+    """A (nested) dataclass or mapping as flat text parameters, named as on the command line.
+
+    A name that occurs twice in the nest keeps its whole path: ``optim.lr``.
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    assert isinstance(config, Mapping), f"cannot flatten {type(config)}"
+    leaves = dict(_leaves(config, ""))
+    names = [path.rpartition(".")[2] for path in leaves]
+    return {
+        name if names.count(name) == 1 else path: as_text(value)
+        for name, (path, value) in zip(names, leaves.items(), strict=True)
+    }
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def as_text(value: object) -> str:
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, default=str)
+    return str(value)

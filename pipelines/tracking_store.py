@@ -1,0 +1,100 @@
+"""Which store runs are recorded in, and whether it is there; without importing MLflow."""
+
+import os
+import re
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db in the current folder; local paths are made absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = database_file(uri)
+    if database is not None:
+        head, _, rest = uri.partition(":///")
+        _, mark, query = rest.partition("?")
+        return f"{head}:///{database}{mark}{query}"
+    if uri.startswith("file:"):
+        return Path(re.sub("^file:(//)?", "", uri)).absolute().as_uri()
+    if "://" not in uri and uri != "databricks":
+        return str(Path(uri).absolute())
+    return uri
+
+
+def database_file(uri: str) -> Path | None:
+    """The absolute path of a sqlite URI's file; None for any other URI."""
+    head, separator, rest = uri.partition(":///")
+    if not (separator and head.startswith("sqlite")):
+        return None
+    return Path(rest.partition("?")[0]).absolute()
+
+
+def is_http(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def shown(uri: str) -> str:
+    """The URI without a password, for messages."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def check_reachable(uri: str, timeout_s: float = 5) -> str | None:
+    """One sentence saying why the store at ``uri`` cannot be used, or None when it can.
+
+    Takes at most about ``timeout_s`` seconds and neither imports MLflow nor writes anything.
+    """
+    if is_http(uri):
+        return _check_server(uri, timeout_s)
+    if uri.startswith("sqlite"):
+        return _check_database(uri)
+    if "://" not in uri or uri.startswith("file:"):
+        return (
+            f"MLflow no longer records runs in a folder such as {uri}: "
+            "set MLFLOW_TRACKING_URI to sqlite:///FILE or to a server's address, or unset it"
+        )
+    return None
+
+
+def _check_server(uri: str, timeout_s: float) -> str | None:
+    remedy = "start it, or unset MLFLOW_TRACKING_URI to record in a local file"
+    address = re.sub(r"//[^/@]*@", "//", uri.rstrip("/")) + "/health"
+    try:
+        with urllib.request.urlopen(address, timeout=timeout_s):
+            return None
+    except urllib.error.HTTPError as error:
+        if error.code == 403:
+            return (
+                f"the MLflow server at {shown(uri)} refuses this host (403): "
+                "start it with --allowed-hosts naming the host that its address holds"
+            )
+        if error.code < 500:
+            return None  # a proxy may hide /health: the first real request will tell
+        return f"the MLflow server at {shown(uri)} answers with error {error.code}: {remedy}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return None  # it answers; MLflow has settings of its own for certificates
+        return f"no MLflow server answers at {shown(uri)} ({reason}): {remedy}"
+
+
+def _check_database(uri: str) -> str | None:
+    database = database_file(uri)
+    if database is None or database.is_dir():
+        return f"{uri} names no database file: write sqlite:///FILE in MLFLOW_TRACKING_URI"
+    if not database.parent.is_dir():
+        return f"the folder of {database} does not exist: create it, or unset MLFLOW_TRACKING_URI"
+    try:
+        with database.open("rb") as file:
+            header = file.read(16)
+    except FileNotFoundError:
+        header = b""
+    except OSError as error:
+        return f"{database} cannot be read ({error.strerror}): correct its permissions"
+    if header and not header.startswith(b"SQLite format 3"):
+        return f"{database} is not a sqlite database: name another file in MLFLOW_TRACKING_URI"
+    target = database if database.exists() else database.parent
+    if not os.access(target, os.W_OK):
+        return f"{target} is not writable: correct its permissions, or set MLFLOW_TRACKING_URI"
+    return None
