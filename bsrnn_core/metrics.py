@@ -28,6 +28,9 @@ from bsrnn_core.errors import BadInput
 Protocol = Literal["joint", "single"]
 Audio = Tensor | np.ndarray
 
+PIECE_SAMPLES = 1 << 16
+"""A whole song's energy is summed over pieces of this length."""
+
 MUSEVAL_METRICS = ("SDR", "ISR", "SIR", "SAR")
 """In the order in which museval returns them."""
 
@@ -57,7 +60,9 @@ def frame_sdr(
     """
     assert sample_rate > 0, sample_rate
     references, estimates = _checked(references, estimates)
-    return _window_sdr(references, estimates, sample_rate, protocol)
+    frames = max(1, references.shape[-1] // sample_rate)
+    signal, error, silent = _pieces(references, estimates, sample_rate)
+    return _sdr(signal[:, :frames], error[:, :frames], silent[..., :frames], protocol)
 
 
 def track_usdr(references: Audio, estimates: Audio, protocol: Protocol = "joint") -> Tensor:
@@ -66,7 +71,8 @@ def track_usdr(references: Audio, estimates: Audio, protocol: Protocol = "joint"
     Raises BadInput when the shapes differ or hold nothing.
     """
     references, estimates = _checked(references, estimates)
-    return _window_sdr(references, estimates, references.shape[-1], protocol)[:, 0]
+    signal, error, silent = _pieces(references, estimates, PIECE_SAMPLES)
+    return _sdr(signal.sum(dim=1), error.sum(dim=1), silent.all(dim=2), protocol)
 
 
 def track_csdr(
@@ -135,7 +141,7 @@ def full_museval(
             f"museval's scores need ffmpeg and ffprobe: install them ({error})"
         ) from error
     references, estimates = _checked(references, estimates)
-    sdr = _window_sdr(references, estimates, sample_rate, protocol)
+    sdr = frame_sdr(references, estimates, sample_rate, protocol)
     undefined = track_usdr(references, estimates, protocol).isnan().tolist()
     scores = np.full((len(MUSEVAL_METRICS), *sdr.shape), np.nan)
     every = list(range(len(stems)))
@@ -171,32 +177,29 @@ def _checked(references: Audio, estimates: Audio) -> tuple[Tensor, Tensor]:
     return references.detach(), estimates.detach()
 
 
-def _window_sdr(references: Tensor, estimates: Tensor, window: int, protocol: Protocol) -> Tensor:
-    """SDR of consecutive windows of ``window`` samples: [S, C, N] twice -> float64 [S, windows]."""
+def _pieces(references: Tensor, estimates: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies of the references and of the errors, and silence, of consecutive pieces.
+
+    [S, C, N] twice -> float64 [S, P] twice, bool [2, S, P] (of references, of estimates). The last
+    piece may be shorter than ``length`` samples.
+    """
+    signal, error, silent = [], [], []
+    # Piece by piece, for the double-precision copies of a whole song would not fit a cache.
+    for pair in zip(references.split(length, -1), estimates.split(length, -1), strict=True):
+        reference, estimate = (piece.to(torch.float64) for piece in pair)
+        signal.append(reference.square().sum(dim=(1, 2)))
+        error.append((reference - estimate).square().sum(dim=(1, 2)))
+        silent.append(torch.stack([(x.sum(dim=1) == 0).all(dim=1) for x in (reference, estimate)]))
+    return torch.stack(signal, dim=1), torch.stack(error, dim=1), torch.stack(silent, dim=2)
+
+
+def _sdr(signal: Tensor, error: Tensor, silent: Tensor, protocol: Protocol) -> Tensor:
+    """Decibels from energies [S, ...] and silence [2, S, ...]; nan by the rules of ``protocol``."""
     assert protocol in ("joint", "single"), protocol
-    window = min(window, references.shape[-1])
-    # One stem at a time: double precision of a whole song takes eight bytes per sample.
-    scores, silences = zip(
-        *(_stem_sdr(r, e, window) for r, e in zip(references, estimates, strict=True)), strict=True
-    )
-    sdr, silent = torch.stack(scores), torch.stack(silences)
+    undefined = silent.any(dim=0)
     if protocol == "joint":
-        silent = silent.any(dim=0)
-    return sdr.masked_fill(silent, math.nan)
-
-
-def _stem_sdr(reference: Tensor, estimate: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """SDR and silence of the windows of one stem: [C, N] twice -> [windows], bool [windows]."""
-
-    def windows(samples: Tensor) -> Tensor:
-        whole = samples[:, : samples.shape[1] // window * window]
-        return whole.to(torch.float64).unflatten(1, (-1, window))
-
-    reference, estimate = windows(reference), windows(estimate)
-    silent = [(samples.sum(dim=0) == 0).all(dim=1) for samples in (reference, estimate)]
-    signal = reference.square().sum(dim=(0, 2))
-    error = (reference - estimate).square().sum(dim=(0, 2))
-    return 10 * torch.log10(signal / error), silent[0] | silent[1]
+        undefined = undefined.any(dim=0)
+    return (10 * torch.log10(signal / error)).masked_fill(undefined, math.nan)
 
 
 def _median(values: np.ndarray) -> float:

@@ -40,13 +40,15 @@ class OptimConfig:
     """Epochs without a better validation uSDR after which training stops (0: never)."""
     valid_every_epochs: int = 1
     """Epochs between two validations on whole songs."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Number format of the network's arithmetic (bf16: autocast)."""
+    log_every_steps: int = 50
+    """Steps that a logged loss is the mean of."""
+    precision: Literal["float32", "bf16", "auto"] = "float32"
+    """Number format of the network's arithmetic (bf16: autocast; auto: where it is native)."""
     compile: bool = False
     """Compile the model with torch.compile."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "lr", "max_epochs", "valid_every_epochs"):
+        for name in ("batch_size", "lr", "max_epochs", "valid_every_epochs", "log_every_steps"):
             if getattr(self, name) <= 0:
                 raise BadInput(f"{name} must be positive, not {getattr(self, name)}")
         if self.steps_per_epoch is not None and self.steps_per_epoch <= 0:

@@ -1,0 +1,224 @@
+"""Train a model: shards when they are missing, then DDP on Ray Train, everything in MLflow.
+
+    bsrnn train --part drums --musdbhq_location musdb18hq --name drums
+    ray submit cluster.yaml pipelines/base.py -- --part drums --shards /shared/shards --name drums
+
+The results go to OUT/NAME: `best` and `last` (checkpoint folders), `config.yaml` (every option, as
+`--config` takes it), `run.json` (the MLflow run) and `samples/` (a validation song, separated).
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bsrnn_core import BadInput, load, separate
+from bsrnn_core.audio_files import write_audio
+from bsrnn_core.checkpoint import existing_folder, read_metadata
+from data_prep.manifest import content_config, hash_of
+from data_prep.shards import ShardDataset
+from pipelines import plots, report, tracking
+from pipelines.config import TrainConfig
+from pipelines.config_files import leaf_values, save_yaml
+from pipelines.launch import Launch, launch_training, start_ray
+from pipelines.prep import prepare_shards
+from pipelines.training import TrainingJob
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+RUN_FILE = "run.json"
+SAMPLE_SECONDS = 30
+"""Length of the sample that is kept of a validation song."""
+
+
+def run(config: TrainConfig) -> Path:
+    """Train as ``config`` says and return the run's folder.
+
+    Raises BadInput for a name already used, missing data or options that do not fit together.
+    """
+    config = _complete(config)
+    folder = Path(config.out).resolve() / config.name
+    before = _previous_run(config, folder)
+    start_ray(config.cluster.num_workers)
+    shards = _shards(config)
+    dataset = ShardDataset.open(shards)
+    dataset.check(config.prep, config.part)
+    launch = _launch(config, folder, dataset, before)
+    save_yaml(config, folder / CONFIG_FILE)
+    status = "FAILED"
+    try:
+        _launch_with_progress(launch)
+        _keep_samples(launch, dataset)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.finish_run(launch.run_id, launch.tracking_uri, status)
+    _show_summary(launch)
+    return folder
+
+
+def _complete(config: TrainConfig) -> TrainConfig:
+    if not config.name:
+        raise BadInput("the run needs a name: give --name")
+    if Path(config.name).name != config.name:
+        raise BadInput(f"the name {config.name} must be a plain folder name")
+    if not config.part:
+        raise BadInput("say which stem to train: --part drums (repeatable)")
+    if len(set(config.part)) != len(config.part):
+        raise BadInput(f"--part names a stem twice: {', '.join(config.part)}")
+    if not config.shards and not config.source.musdbhq_location:
+        raise BadInput("say where the music is: --musdbhq_location DIR, or --shards DIR")
+    if config.seed < 0:
+        return dataclasses.replace(config, seed=secrets.randbelow(2**31))
+    return config
+
+
+def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
+    """What an earlier invocation of this run left, None when there was none."""
+    file = folder / RUN_FILE
+    if not file.exists():
+        return None
+    if not config.resume:
+        raise BadInput(f"{folder} holds a run already: take another --name, or give --resume")
+    last = existing_folder(folder / "last")
+    if last is not None:
+        trained = load(last).config
+        if trained != config.bsrnn:
+            was, now = trained.to_dict(), config.bsrnn.to_dict()
+            changed = [name for name in was if was[name] != now[name]]
+            raise BadInput(
+                f"{folder} was trained with another model (differs in {', '.join(changed)}): "
+                f"take its options from {folder / CONFIG_FILE}, or another --name"
+            )
+    return json.loads(file.read_text())
+
+
+def _shards(config: TrainConfig) -> Path:
+    if config.shards:
+        return Path(config.shards).resolve()
+    music = str(Path(str(config.source.musdbhq_location)).resolve())
+    identity = hash_of([music, content_config(config.prep)])[:12]
+    out = Path(config.out).resolve() / "shards" / f"{Path(music).name}-{identity}"
+    prepare_shards(config.prep, out)
+    return out
+
+
+def _launch(
+    config: TrainConfig, folder: Path, dataset: ShardDataset, before: dict[str, Any] | None
+) -> Launch:
+    """The job with its MLflow run: a new one, or that of the earlier invocation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    commit = git_commit()
+    if before:
+        run_id, uri = before["run_id"], before["tracking_uri"]
+        tracking.reopen_run(run_id, uri)
+    else:
+        uri = tracking.tracking_uri()
+        tags = {
+            "stage": "base" if len(config.part) == 1 else "mtl",
+            "band_schema": config.model.band_schema,
+            "stems": ",".join(config.part),
+            "git_commit": commit,
+            "manifest_hash": dataset.manifest_hash,
+        }
+        params = leaf_values(config)
+        run_id = tracking.create_run(uri, config.experiment, config.name, params, tags)
+        record = {"run_id": run_id, "tracking_uri": uri}
+        report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
+    metadata = {
+        "git_commit": commit,
+        "manifest_hash": dataset.manifest_hash,
+        "mlflow_run_id": run_id,
+        "mlflow_tracking_uri": uri,
+        "run": config.name,
+    }
+    job = TrainingJob(config=config, folder=folder, shards=dataset.folder, metadata=metadata)
+    return Launch(job=job, run_id=run_id, tracking_uri=uri)
+
+
+def git_commit() -> str:
+    """The commit that the code is at, with "-dirty" after changes; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def _launch_with_progress(launch: Launch) -> None:
+    optim = launch.job.config.optim
+    with report.progress(counted=True) as progress:
+        task = progress.add_task(f"{launch.job.config.name}: starting workers", total=None, rate="")
+
+        def show(status: dict[str, float]) -> None:
+            total = optim.max_epochs * status["steps_per_epoch"]
+            rate = status["steps_per_second"]
+            if optim.max_minutes:
+                left = 60 * optim.max_minutes - status["seconds"]
+                total = min(total, status["step"] + rate * max(0.0, left))
+            best = status["best_usdr"]
+            usdr = f", best uSDR {best:.2f} dB" if math.isfinite(best) else ""
+            progress.update(
+                task,
+                description=f"{launch.job.config.name}: epoch {status['epoch'] + 1:.0f}{usdr}",
+                completed=int(status["step"]),
+                total=max(1, round(total)),
+                rate=f"{rate:.2f} steps/s",
+            )
+
+        launch_training(launch, show)
+
+
+def _keep_samples(launch: Launch, dataset: ShardDataset) -> None:
+    """Separate a stretch of a validation song: files, a picture, and both in MLflow."""
+    best, folder = launch.job.folder / "best", launch.job.folder / "samples"
+    artifacts = [(best, "checkpoint"), (launch.job.folder / CONFIG_FILE, "")]
+    tracks = dataset.tracks("valid")
+    if tracks:
+        model = load(best)
+        stft = model.config.stft
+        references = dataset.track_references("valid", tracks[0].name)
+        references = references[..., : SAMPLE_SECONDS * stft.sample_rate]
+        mixture = references.sum(0)
+        estimates = separate(model, mixture, stft.sample_rate)
+        write_audio(folder / "mixture.wav", mixture, stft.sample_rate)
+        for stem, estimate in estimates.items():
+            reference = references[dataset.stems.index(stem)]
+            write_audio(folder / f"{stem}-reference.wav", reference, stft.sample_rate)
+            write_audio(folder / f"{stem}-estimate.wav", estimate, stft.sample_rate)
+            panels = {"mixture": mixture, "reference": reference, "estimate": estimate}
+            plots.plot_spectrograms(panels, stft.sample_rate, stem, folder / f"{stem}.png")
+        artifacts.append((folder, "samples"))
+    problem = tracking.log_results(launch.run_id, launch.tracking_uri, {}, artifacts)
+    if problem:
+        logger.warning(problem)
+
+
+def _show_summary(launch: Launch) -> None:
+    folder = launch.job.folder
+    best, last = read_metadata(folder / "best"), read_metadata(folder / "last")
+    scores = {key: value for key, value in best.items() if key.startswith("valid/")}
+    rows: list[list[report.Cell]] = [
+        ["steps", last["step"]],
+        ["epochs", last["epoch"]],
+        ["best epoch", best["epoch"]],
+        *([key, math.nan if value is None else value] for key, value in scores.items()),
+        ["best checkpoint", str(folder / "best")],
+        ["MLflow", tracking.run_url(launch.run_id, launch.tracking_uri)],
+    ]
+    report.show(f"{launch.job.config.name} is trained", ("", ""), rows)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

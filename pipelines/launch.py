@@ -1,0 +1,188 @@
+"""The only place that starts Ray and builds a trainer; train and tune share it."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from bsrnn_core.errors import BadInput
+from pipelines.config import ClusterConfig
+from pipelines.tracking import Tracker
+from pipelines.training import Events, Training, TrainingJob
+
+SPARE_CPUS = 2
+"""Logical CPUs left for Ray's own actors beside the workers."""
+AUTH_TOKEN_FILE = Path("~/.ray/auth_token")
+
+
+def start_ray(num_workers: int = 0) -> None:
+    """Join the cluster of this machine or of RAY_ADDRESS; else start Ray here, on loopback only.
+
+    A local Ray gets a logical CPU per core, and always enough for ``num_workers`` workers.
+    """
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    try:
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, num_workers) + SPARE_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )
+    except ValueError:
+        # Only a new Ray may be given its CPUs: `ray start` has been here, so join its cluster.
+        ray.init(log_to_driver=False)
+    token = AUTH_TOKEN_FILE.expanduser()
+    if token.exists():
+        # Ray writes it readable for everybody.
+        token.chmod(0o600)
+
+
+def use_gpu(cluster: ClusterConfig) -> bool:
+    """Whether the workers get a GPU each. Raises BadInput when asked for and there is none."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if cluster.device == "cuda" and not gpus:
+        raise BadInput("device cuda was asked for, but Ray sees no GPU; leave --device at auto")
+    return cluster.device != "cpu" and gpus > 0
+
+
+def check_resources(cluster: ClusterConfig, gpu: bool) -> None:
+    """Raises BadInput when the cluster can never hold the workers, instead of waiting for ever."""
+    kind = "GPU" if gpu else "CPU"
+    there = ray.cluster_resources().get(kind, 0)
+    if cluster.num_workers > there:
+        raise BadInput(
+            f"num_workers = {cluster.num_workers} needs {cluster.num_workers} {kind}s, "
+            f"but the cluster has {there:g}"
+        )
+
+
+@ray.remote(num_cpus=0)
+class StatusBoard:
+    """Holds the newest status of a training, for whoever shows it."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, float] = {}
+
+    def post(self, status: dict[str, float]) -> None:
+        """Replace the status."""
+        self.status = status
+
+    def read(self) -> dict[str, float]:
+        """The newest status; empty before the first step."""
+        return self.status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A training and where it is logged and shown."""
+
+    job: TrainingJob
+    run_id: str
+    tracking_uri: str
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    launch: Launch = settings["launch"]
+    config = launch.job.config
+    context = ray.train.get_context()
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(
+        config.cluster.threads_per_worker or max(1, cores // context.get_local_world_size())
+    )
+    device = ray.train.torch.get_device()
+    events = Events(on_epoch=ray.train.report)
+    board = settings["board"]
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        return ray.train.torch.prepare_model(
+            model,
+            parallel_strategy_kwargs={
+                "forward_sync_buffers": False,
+                "gradient_as_bucket_view": True,
+            },
+        )
+
+    if context.get_world_rank() > 0:
+        Training(launch.job, device=device, wrap=wrap, events=events).run()
+        return
+    with Tracker(launch.run_id, launch.tracking_uri) as tracker:
+        events.on_metrics = tracker.log
+        if board is not None:
+            events.on_step = lambda status: board.post.remote(status)
+        Training(launch.job, device=device, wrap=wrap, events=events).run()
+
+
+def build_trainer(launch: Launch, board: Any = None, callbacks: list[Any] | None = None) -> Any:
+    """A TorchTrainer for a training; gloo on CPUs and nccl on GPUs, chosen by Ray.
+
+    ``board`` is a StatusBoard to post to. Ray's own files go to `ray/` in the run's folder;
+    checkpoints are the training's own (training_state.py), so Ray keeps none.
+    """
+    config = launch.job.config
+    gpu = use_gpu(config.cluster)
+    check_resources(config.cluster, gpu)
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"launch": launch, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=config.cluster.num_workers,
+            use_gpu=gpu,
+            resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(launch.job.folder),
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def launch_training(
+    launch: Launch, show: Callable[[dict[str, float]], None] = lambda status: None
+) -> None:
+    """Run a training to its end, calling ``show`` with its status twice a second.
+
+    Raises ray.train.TrainingFailedError when it failed more often than ``max_failures``.
+    """
+    board = StatusBoard.remote()
+    trainer = build_trainer(launch, board)
+    with _polling(board, show):
+        trainer.fit()
+
+
+@contextmanager
+def _polling(board: Any, show: Callable[[dict[str, float]], None]) -> Iterator[None]:
+    done = Event()
+
+    def poll() -> None:
+        last = False
+        while not last:
+            last = done.wait(0.5)
+            status: Any = ray.get(board.read.remote())
+            if status:
+                show(status)
+
+    thread = Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)

@@ -1,0 +1,308 @@
+"""The loop that one worker runs: steps, validation on whole songs, checkpoints.
+
+It knows nothing of Ray: torch.distributed is used when it is initialised, and a callback is told
+what happens. launch.py runs it in Ray Train's workers; a test or a benchmark may run it bare.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bsrnn_core import BSRNN, checkpoint
+from bsrnn_core.losses import separation_loss
+from bsrnn_core.metrics import Aggregate, aggregate, track_usdr
+from bsrnn_core.separation import separate
+from data_prep.batches import Batch, RemixedBatches
+from data_prep.shards import ShardDataset
+from pipelines.config import TrainConfig
+from pipelines.training_state import TrainingState
+
+VALIDATION_OVERLAP = 0.25
+"""Validation is there to compare epochs, so it overlaps its windows less than evaluation does."""
+STOP_CHECK_STEPS_ON_GPU = 10
+"""Steps between two looks at the time budget on a GPU, where each makes the CPU wait."""
+
+
+@dataclass(kw_only=True)
+class Events:
+    """What a training tells the world, and by whom it is heard."""
+
+    on_step: Callable[[dict[str, float]], None] = field(default=lambda status: None)
+    """Called on rank 0 after every step, with where the training stands."""
+    on_metrics: Callable[[int, dict[str, float]], None] = field(default=lambda step, metrics: None)
+    """Called on rank 0 with (step, metrics) to be logged."""
+    on_epoch: Callable[[dict[str, float]], None] = field(default=lambda metrics: None)
+    """Called on every rank at the end of every epoch."""
+
+
+@dataclass(kw_only=True)
+class TrainingJob:
+    """One training: what to train on what, and where its results go."""
+
+    config: TrainConfig
+    folder: Path
+    shards: Path
+    metadata: dict[str, Any]
+    """Saved with every checkpoint: manifest hash, git commit, MLflow run id ..."""
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: when asked, or with "auto" where the hardware has it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+class Training:
+    """The training of one worker; all workers run the same steps."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        *,
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+        events: Events | None = None,
+    ) -> None:
+        """``wrap`` makes the model distributed (DDP)."""
+        self.job, self.config, self.device = job, job.config, device
+        self.events = events or Events()
+        distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if distributed else 0
+        self.world_size = dist.get_world_size() if distributed else 1
+        self.dataset = ShardDataset.open(job.shards)
+        optim, bsrnn = self.config.optim, self.config.bsrnn
+        self.batches = RemixedBatches(
+            self.dataset,
+            self.config.remix,
+            stems=bsrnn.stems,
+            crop_frames=bsrnn.stft.seconds_to_frames(bsrnn.crop_seconds),
+            batch_size=optim.batch_size,
+            steps_per_epoch=optim.steps_per_epoch,
+            seed=self.config.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        torch.manual_seed(self.config.seed)
+        model = BSRNN(bsrnn).to(device)
+        self.state = TrainingState(model, optim, self.batches.steps_per_epoch)
+        if checkpoint.existing_folder(self.last_folder):
+            self.state.restore(self.last_folder, self.rank)
+        if optim.compile:
+            model.trunk.compile()
+            model.heads.compile()
+        self.network = wrap(model)
+        self.started = time.monotonic() - self.state.progress.elapsed_seconds
+
+    @property
+    def last_folder(self) -> Path:
+        """The checkpoint that a resumed training goes on from."""
+        return self.job.folder / "last"
+
+    @property
+    def best_folder(self) -> Path:
+        """The checkpoint with the highest validation uSDR."""
+        return self.job.folder / "best"
+
+    def run(self) -> None:
+        """Train until the epochs, the time budget or the patience are used up."""
+        progress = self.state.progress
+        while progress.epoch < self.config.optim.max_epochs and not progress.stopped_early:
+            finished = self.train_epoch()
+            progress.elapsed_seconds = time.monotonic() - self.started
+            metrics = {"epoch": float(progress.epoch), "step": float(progress.step)}
+            if finished:
+                progress.epoch += 1
+            if not finished or self._validation_is_due():
+                metrics |= self.validate()
+            self.save()
+            self.events.on_epoch(metrics)
+            if not finished:
+                return
+
+    def train_epoch(self) -> bool:
+        """The (remaining) steps of an epoch; False when the time budget ended before it."""
+        epoch, step = self.state.progress.epoch, self.state.progress.step
+        first_step = step - epoch * self.batches.steps_per_epoch
+        self.network.train()
+        meter = LossMeter(self.config.part, self.device)
+        threads = self.config.cluster.data_loader_workers
+        for batch in self.batches.epoch(epoch, first_step, threads):
+            if self._out_of_time():
+                self._log_training(meter)
+                return False
+            meter.add(*self.train_step(batch.to(self.device)))
+            if self.rank == 0:
+                self.events.on_step(self._status(meter))
+            if self.state.progress.step % self.config.optim.log_every_steps == 0:
+                self._log_training(meter)
+        self._log_training(meter)
+        return True
+
+    def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser; returns the stems' losses [S] and the gradient's norm."""
+        with self._autocast():
+            estimates = self.network(batch.mixture)
+        losses = separation_loss(batch.mixture, batch.references, estimates, self.config.bsrnn.stft)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        norm = nn.utils.clip_grad_norm_(
+            self.state.model.parameters(), self.config.optim.clip_grad_norm or math.inf
+        )
+        self.state.optimizer.step()
+        self.state.after_step()
+        return losses.detach(), norm.detach()
+
+    def validate(self) -> dict[str, float]:
+        """uSDR of every stem on the whole validation songs, shared out among the workers.
+
+        Updates the best checkpoint and the early stopping, alike on all ranks.
+        """
+        model = self.state.scored_model.eval()
+        tracks = sorted({row.track for row in self.dataset.rows("valid")})
+        mine = tracks[self.rank :: self.world_size]
+        scores = {track: self._track_scores(model, track) for track in mine}
+        gathered: list[dict[str, list[float]]] = [scores]
+        if self.world_size > 1:
+            gathered = [{} for _ in range(self.world_size)]
+            dist.all_gather_object(gathered, scores)
+        merged = {track: part for each in gathered for track, part in each.items()}
+        by_stem = {
+            stem: aggregate([merged[track][position] for track in sorted(merged)], "usdr")
+            for position, stem in enumerate(model.stems)
+        }
+        return self._judge(by_stem)
+
+    def _track_scores(self, model: BSRNN, track: str) -> list[float]:
+        references = self.dataset.track_references("valid", track)
+        rate = self.config.stft.sample_rate
+        with self._autocast():
+            estimates = separate(
+                model, references.sum(0), rate, overlap=VALIDATION_OVERLAP, batch_size=4
+            )
+        wanted = [self.dataset.stems.index(stem) for stem in model.stems]
+        stacked = torch.stack([estimates[stem] for stem in model.stems])
+        return track_usdr(references[wanted], stacked, "single").tolist()
+
+    def _judge(self, by_stem: dict[str, Aggregate]) -> dict[str, float]:
+        progress, optim = self.state.progress, self.config.optim
+        metrics = {f"valid/usdr_{stem}": score.value for stem, score in by_stem.items()}
+        known = [value for value in metrics.values() if not math.isnan(value)]
+        mean = sum(known) / len(known) if known else math.nan
+        metrics["valid/usdr_mean"] = mean
+        # Without validation songs there is nothing to choose by: the newest is the best.
+        if math.isnan(mean) or mean > progress.best_usdr:
+            progress.best_usdr = progress.best_usdr if math.isnan(mean) else mean
+            progress.best_epoch = progress.epoch
+            if self.rank == 0:
+                checkpoint.save(self.best_folder, self.state.scored_model, self._metadata(metrics))
+        elif optim.patience and progress.epoch - progress.best_epoch >= optim.patience:
+            progress.stopped_early = True
+        if self.rank == 0:
+            self.events.on_metrics(progress.step, metrics)
+        return metrics
+
+    def save(self) -> None:
+        """Write the checkpoint to resume from (rank 0, with the RNG states of all)."""
+        states = [torch.get_rng_state()]
+        if self.world_size > 1:
+            gathered: list[Tensor] = [states[0]] * self.world_size
+            dist.all_gather_object(gathered, states[0])
+            states = gathered
+        if self.rank == 0:
+            self.state.save(self.last_folder, self._metadata({}), states)
+
+    def _metadata(self, scores: dict[str, float]) -> dict[str, Any]:
+        progress = self.state.progress
+        return {
+            **self.job.metadata,
+            "epoch": progress.epoch,
+            "step": progress.step,
+            **{name: None if math.isnan(value) else value for name, value in scores.items()},
+        }
+
+    def _validation_is_due(self) -> bool:
+        epoch, optim = self.state.progress.epoch, self.config.optim
+        return epoch % optim.valid_every_epochs == 0 or epoch >= optim.max_epochs
+
+    def _out_of_time(self) -> bool:
+        """Whether the time budget is spent by rank 0's clock: every rank hears the same answer."""
+        budget = self.config.optim.max_minutes
+        step = self.state.progress.step
+        if budget is None or (self.device.type == "cuda" and step % STOP_CHECK_STEPS_ON_GPU):
+            return False
+        out = torch.tensor(float(time.monotonic() - self.started >= 60 * budget))
+        if self.world_size > 1:
+            out = out.to(self.device)
+            dist.broadcast(out, src=0)
+        return bool(out.item())
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        bf16 = use_bf16(self.config.optim.precision, self.device)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _status(self, meter: "LossMeter") -> dict[str, float]:
+        progress = self.state.progress
+        return {
+            "epoch": float(progress.epoch),
+            "step": float(progress.step),
+            "steps_per_epoch": float(self.batches.steps_per_epoch),
+            "seconds": time.monotonic() - self.started,
+            "best_usdr": progress.best_usdr,
+            "steps_per_second": meter.steps_per_second,
+        }
+
+    def _log_training(self, meter: "LossMeter") -> None:
+        metrics = meter.take(self.world_size)
+        if metrics and self.rank == 0:
+            metrics["train/lr"] = float(self.state.scheduler.get_last_lr()[0])
+            self.events.on_metrics(self.state.progress.step, metrics)
+
+
+class LossMeter:
+    """Means since the last look, kept on the device so that a GPU is never waited for."""
+
+    def __init__(self, stems: tuple[str, ...], device: torch.device) -> None:
+        self.stems, self.device = stems, device
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums = torch.zeros(len(self.stems) + 1, device=self.device)
+        self.steps = 0
+        self.since = time.monotonic()
+
+    @property
+    def steps_per_second(self) -> float:
+        """Rate since the last look."""
+        return self.steps / max(1e-9, time.monotonic() - self.since)
+
+    def add(self, losses: Tensor, norm: Tensor) -> None:
+        """Count one step with the stems' losses [S] and its gradient's norm."""
+        self.sums += torch.cat([losses, norm[None]])
+        self.steps += 1
+
+    def take(self, world_size: int) -> dict[str, float]:
+        """The means over steps and workers, then start anew; nothing when there was no step."""
+        if not self.steps:
+            return {}
+        rate = self.steps_per_second
+        if world_size > 1:
+            dist.all_reduce(self.sums)
+        *losses, norm = (self.sums / (self.steps * world_size)).tolist()
+        self._clear()
+        return {
+            "train/loss": sum(losses),
+            **{f"train/loss_{stem}": loss for stem, loss in zip(self.stems, losses, strict=True)},
+            "train/grad_norm": norm,
+            "train/steps_per_second": rate,
+        }

@@ -1,0 +1,122 @@
+"""What a training carries from step to step, and how it is put on disk and taken up again."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from bsrnn_core import BSRNN, BadInput, checkpoint
+from pipelines.config import OptimConfig
+
+STATE_FILE = "training_state.pt"
+
+
+def learning_rate_factor(step: int, optim: OptimConfig, steps_per_epoch: int) -> float:
+    """The factor on ``optim.lr`` at a step: linear warm-up, then the schedule.
+
+    step: the paper's, lr_decay to the power of the number of whole pairs of epochs. cosine: half a
+    cosine from one to zero over max_epochs epochs.
+    """
+    warmup = min(1.0, (step + 1) / (optim.warmup_steps + 1))
+    if optim.lr_schedule == "step":
+        return warmup * optim.lr_decay ** (step // steps_per_epoch // 2)
+    done = min(1.0, step / (optim.max_epochs * steps_per_epoch))
+    return warmup * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def averaged_model(model: BSRNN, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights that forgets its first steps quickly.
+
+    After n steps the decay is min(decay, (1 + n) / (10 + n)).
+    """
+
+    def average(averaged: Any, current: Any, count: Tensor | int) -> None:
+        number = int(count)
+        weight = 1 - min(decay, (1 + number) / (10 + number))
+        for mean, value in zip(averaged, current, strict=True):
+            mean.lerp_(value, weight)
+
+    return AveragedModel(model, multi_avg_fn=average)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a training stands; ``step`` counts optimiser steps over all epochs."""
+
+    epoch: int = 0
+    step: int = 0
+    elapsed_seconds: float = 0.0
+    best_usdr: float = -math.inf
+    best_epoch: int = -1
+    stopped_early: bool = False
+
+
+class TrainingState:
+    """Model, optimiser, schedule, averaged weights and progress of one training."""
+
+    def __init__(self, model: BSRNN, optim: OptimConfig, steps_per_epoch: int) -> None:
+        self.model = model
+        self.optimizer = Adam(
+            [p for p in model.parameters() if p.requires_grad], lr=optim.lr, foreach=True
+        )
+        self.scheduler = LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, optim, steps_per_epoch)
+        )
+        self.averaged = averaged_model(model, optim.ema_decay) if optim.ema_decay else None
+        self.progress = Progress()
+
+    @property
+    def scored_model(self) -> BSRNN:
+        """The model that is validated and kept: the averaged one where there is one."""
+        averaged: nn.Module | None = self.averaged.module if self.averaged else None
+        return averaged if isinstance(averaged, BSRNN) else self.model
+
+    def after_step(self) -> None:
+        """Let the schedule and the averaged weights follow a step of the optimiser."""
+        self.scheduler.step()
+        self.progress.step += 1
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
+
+    def save(self, folder: Path, metadata: dict[str, Any], rng_states: list[Tensor]) -> None:
+        """Write a checkpoint that a training resumes from, atomically."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "progress": dataclasses.asdict(self.progress),
+            "rng_states": rng_states,
+        }
+
+        def write(new: Path) -> None:
+            checkpoint.write_model(new, self.scored_model, metadata)
+            torch.save(state, new / STATE_FILE)
+
+        checkpoint.replace_folder(folder, write)
+
+    def restore(self, folder: Path, rank: int) -> None:
+        """Take up the state of ``folder``. Raises BadInput when it is of another model."""
+        found = checkpoint.existing_folder(folder) or folder
+        try:
+            state = torch.load(found / STATE_FILE, weights_only=True, map_location="cpu")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            if self.averaged:
+                self.averaged.load_state_dict(state["averaged"])
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(
+                f"{folder}: cannot go on from this checkpoint ({error}); was it trained with "
+                f"other options?"
+            ) from error
+        self.progress = Progress(**state["progress"])
+        if rank < len(state["rng_states"]):
+            torch.set_rng_state(state["rng_states"][rank])
