@@ -35,6 +35,12 @@ class PreparedTrack:
     inputs: dict[str, FileStamp]
     """The audio files that it was made from."""
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``. Raises KeyError or TypeError on other values."""
+        inputs = {name: FileStamp(**stamp) for name, stamp in values["inputs"].items()}
+        return cls(**{**values, "inputs": inputs})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
@@ -97,11 +103,8 @@ class Manifest:
                     f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
                     "prepare the dataset again"
                 )
-            tracks = []
-            for track in values.pop("tracks"):
-                stamps = {n: FileStamp(**stamp) for n, stamp in track.pop("inputs").items()}
-                tracks.append(PreparedTrack(**track, inputs=stamps))
-            return cls(**{**values, "stems": tuple(values["stems"]), "tracks": tuple(tracks)})
+            tracks = tuple(PreparedTrack.from_dict(track) for track in values["tracks"])
+            return cls(**{**values, "stems": tuple(values["stems"]), "tracks": tracks})
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise BadInput(f"{path} is damaged ({error}): prepare the dataset again") from error
 
@@ -119,6 +122,12 @@ def content_config(config: PrepConfig) -> dict[str, Any]:
         "hop_samples": config.stft.hop,
         **dataclasses.asdict(config.chunk),
     }
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(values: Any) -> str:

@@ -290,10 +290,7 @@ class ShardDataset:
 
     def _file(self, shard: str) -> pq.ParquetFile:
         """This thread's handle of a shard; the one unused for longest is closed for a new one."""
-        handles: OrderedDict[str, pq.ParquetFile] = getattr(
-            self._of_thread, "handles", OrderedDict()
-        )
-        self._of_thread.handles = handles
+        handles = self._of_thread.handles
         if shard not in handles:
             if shard not in self._footers:
                 footer, header = _open_footer(self.folder / shard)

@@ -1,0 +1,343 @@
+"""Songs -> a dataset of shards: the Ray Data graph, one task per track.
+
+A task reads one song and writes its shard under a temporary name, then renames it; the manifest is
+written last. So a killed run leaves whole shards and no manifest, and the next run goes on from
+there. What is there already and still right is not done again.
+"""
+
+import dataclasses
+import errno
+import functools
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bsrnn_core.errors import BadInput
+from data_prep.atomic import MARK, remove_stale
+from data_prep.chunks import track_chunks
+from data_prep.config import PrepConfig
+from data_prep.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    PreparedTrack,
+    checksum,
+    content_config,
+    hash_of,
+)
+from data_prep.shards import DTYPES, ROW_OVERHEAD_BYTES, ShardHeader, read_header, write_shard
+from data_prep.tracks import (
+    SPLITS,
+    FileStamp,
+    Track,
+    find_tracks,
+    fingerprint,
+    inspect_track,
+    looks_unchanged,
+    read_references,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A track whose shard is to be written, or at least to be looked at."""
+
+    track: Track
+    seconds: float
+    """Duration of the song."""
+    bytes: int
+    """Size of the shard to write; 0 when it is there and only its checksum is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do."""
+
+    config: PrepConfig
+    folder: Path
+    jobs: tuple[Job, ...]
+    """Longest first, so that the workers end together."""
+    kept: tuple[PreparedTrack, ...]
+    """Tracks whose shards are there and still right."""
+    left_out: dict[str, str]
+    """Tracks ("split/name") that cannot be used, and why, as far as file headers tell."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards to write."""
+        return sum(job.bytes for job in self.jobs)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of all songs to prepare."""
+        return sum(job.seconds for job in self.jobs)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepProgress:
+    """How far a run has come, told after every track."""
+
+    track: str
+    error: str | None
+    """Why this track is left out, if it is."""
+    done: int
+    total: int
+    seconds_done: float
+    """Duration of the songs done so far."""
+    seconds_total: float
+
+
+def prepare(
+    config: PrepConfig, out: str | Path, progress: Callable[[PrepProgress], None] | None = None
+) -> Manifest:
+    """Prepare a dataset in the folder ``out``: ``plan_dataset``, then ``carry_out``."""
+    return carry_out(plan_dataset(config, out), progress)
+
+
+def plan_dataset(config: PrepConfig, out: str | Path) -> Plan:
+    """Find the tracks, look at their headers, and see what is prepared already.
+
+    Raises BadInput when no track is found or usable, or one is not usable while
+    ``skip_bad_tracks`` is off.
+    """
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file: give a folder for the shards with --out")
+    tracks = find_tracks(config.source)
+    remove_stale(folder)
+    listed = _listed_tracks(folder)
+    jobs, kept, left_out = [], [], {}
+    for track in tracks:
+        entry = listed.get(_shard(track))
+        header = _valid_header(folder, track, config)
+        stamps = entry.inputs if entry else header.inputs if header else {}
+        unchanged = looks_unchanged(track, config.source.stem_names, stamps)
+        if entry and header and unchanged and _size(folder, track) == entry.bytes:
+            kept.append(entry)
+        elif header and unchanged:
+            jobs.append(Job(track, header.num_samples / config.stft.sample_rate, 0))
+        else:
+            try:
+                jobs.append(_new_job(track, config))
+            except BadInput as error:
+                left_out[f"{track.split}/{track.name}"] = str(error)
+    _judge(config, left_out, num_tracks=len(tracks))
+    jobs.sort(key=lambda job: -job.seconds)
+    return Plan(config, folder, tuple(jobs), tuple(kept), left_out)
+
+
+def carry_out(plan: Plan, progress: Callable[[PrepProgress], None] | None = None) -> Manifest:
+    """Do what is planned, on Ray, and write the manifest.
+
+    Shards of tracks that are no longer part of the dataset are removed. Raises BadInput when the
+    disk has no room, or when a track turns out unusable while ``skip_bad_tracks`` is off: what is
+    running then comes to its end, nothing new is begun, and there is no manifest.
+    """
+    _require_room(plan)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    prepared, left_out, seconds = list(plan.kept), dict(plan.left_out), 0.0
+    if plan.jobs:
+        (plan.folder / MANIFEST_NAME).unlink(missing_ok=True)
+    stop = plan.folder / f".stop{MARK}{socket.gethostname()}.{os.getpid()}"
+    try:
+        for done, (job, error, result) in enumerate(_run_on_ray(plan, stop), 1):
+            seconds += job.seconds
+            if result:
+                prepared.append(result)
+            elif error:
+                left_out[f"{job.track.split}/{job.track.name}"] = error
+                if not plan.config.source.skip_bad_tracks:
+                    stop.touch()
+            if progress:
+                name = f"{job.track.split}/{job.track.name}"
+                total = len(plan.jobs), plan.seconds
+                progress(PrepProgress(name, error, done, total[0], seconds, total[1]))
+    finally:
+        stop.unlink(missing_ok=True)
+    _judge(plan.config, left_out, num_tracks=len(prepared) + len(left_out))
+    return _finish(plan, prepared, left_out)
+
+
+def prepare_track(track: Track, config: PrepConfig, folder: Path) -> PreparedTrack:
+    """Write the shard of one track into ``folder`` unless it is there and made of the same bytes.
+
+    Raises BadInput when the track cannot be used, or the disk is full.
+    """
+    stems = config.source.stem_names
+    inputs = fingerprint(track, stems)
+    header = _valid_header(folder, track, config)
+    if header is None or _checksums(header.inputs) != _checksums(inputs):
+        rate = config.stft.sample_rate
+        references, _ = read_references(
+            track, stems, sample_rate=rate, lengths=config.source.lengths
+        )
+        header = ShardHeader(
+            config_hash=hash_of(content_config(config)),
+            track=track.name,
+            split=track.split,
+            stems=stems,
+            dtype=config.chunk.dtype,
+            shape=(config.chunk_frames, references.shape[1], config.stft.num_bins, 2),
+            num_samples=references.shape[-1],
+            lengths=_lengths_used(track, config),
+            inputs=inputs,
+        )
+        try:
+            write_shard(folder / _shard(track), header, track_chunks(references, config))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise BadInput(
+                    f"the disk of {folder} is full: make room, then run again"
+                ) from error
+            raise
+    return PreparedTrack(
+        name=track.name,
+        split=track.split,
+        num_samples=header.num_samples,
+        channels=header.shape[1],
+        shard=_shard(track),
+        rows=math.ceil(config.stft.num_frames(header.num_samples) / config.chunk_frames),
+        bytes=_size(folder, track),
+        sha256=checksum(folder / _shard(track)),
+        inputs=inputs,
+    )
+
+
+def _run_on_ray(plan: Plan, stop: Path) -> Iterator[tuple[Job, str | None, PreparedTrack | None]]:
+    """Each job with what came of it, as they end; neither error nor result when it was stopped."""
+    if not plan.jobs:
+        return
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    items = [{"index": i, **dataclasses.asdict(job.track)} for i, job in enumerate(plan.jobs)]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset.context.enable_progress_bars = False
+    task = functools.partial(_task, config=plan.config, folder=plan.folder, stop=stop)
+    for row in dataset.map(task).iter_rows():
+        result = PreparedTrack.from_dict(json.loads(row["result"])) if row["result"] else None
+        yield plan.jobs[row["index"]], row["error"] or None, result
+
+
+def _task(row: dict[str, Any], config: PrepConfig, folder: Path, stop: Path) -> dict[str, Any]:
+    """Prepare the track of a row, on one core."""
+    answer = {"index": row["index"], "error": "", "result": ""}
+    if stop.exists():
+        return answer
+    torch.set_num_threads(1)
+    track = Track(row["name"], row["split"], row["path"])
+    try:
+        result = prepare_track(track, config, folder)
+    except BadInput as error:
+        return {**answer, "error": str(error)}
+    return {**answer, "result": json.dumps(dataclasses.asdict(result))}
+
+
+def _finish(plan: Plan, prepared: list[PreparedTrack], left_out: dict[str, str]) -> Manifest:
+    """Write the manifest unless it says the same already, and remove the shards not in it."""
+    order = {split: position for position, split in enumerate(SPLITS)}
+    manifest = Manifest(
+        config=json.loads(json.dumps(dataclasses.asdict(plan.config))),
+        config_hash=hash_of(content_config(plan.config)),
+        stems=plan.config.source.stem_names,
+        tracks=tuple(sorted(prepared, key=lambda t: (order[t.split], t.name))),
+        left_out=left_out,
+    )
+    if _old_manifest(plan.folder) != manifest:
+        manifest.write(plan.folder)
+    wanted = {track.shard for track in manifest.tracks}
+    for path in plan.folder.glob("*/*.parquet"):
+        shard = path.relative_to(plan.folder).as_posix()
+        if shard not in wanted and path.parent.name in SPLITS and _header(path):
+            path.unlink()
+    return manifest
+
+
+def _judge(config: PrepConfig, left_out: dict[str, str], num_tracks: int) -> None:
+    """Raises BadInput when the tracks left out end the run."""
+    if not left_out:
+        return
+    first = next(iter(left_out.values()))
+    if not config.source.skip_bad_tracks:
+        others = f"; {len(left_out) - 1} more cannot be used either" if len(left_out) > 1 else ""
+        raise BadInput(f"{first}{others} (--skip_bad_tracks goes on without)")
+    if len(left_out) == num_tracks:
+        raise BadInput(f"none of the {num_tracks} tracks can be used; the first: {first}")
+
+
+def _require_room(plan: Plan) -> None:
+    there = next(path for path in (plan.folder, *plan.folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if plan.bytes > free:
+        raise BadInput(
+            f"the shards take {plan.bytes / 1e9:.2f} GB and {there} has {free / 1e9:.2f} GB free: "
+            "make room, choose another --out, or take fewer songs with --portion"
+        )
+
+
+def _new_job(track: Track, config: PrepConfig) -> Job:
+    """Size and duration from headers alone."""
+    source, stft = config.source, config.stft
+    info = inspect_track(track, source.stem_names, source.lengths)
+    num_samples = math.ceil(info.num_samples * stft.sample_rate / info.sample_rate)
+    rows = math.ceil(stft.num_frames(num_samples) / config.chunk_frames)
+    numbers = config.chunk_frames * info.channels * stft.num_bins * 2 * len(source.stem_names)
+    row_bytes = numbers * DTYPES[config.chunk.dtype].itemsize + ROW_OVERHEAD_BYTES
+    return Job(track, info.num_samples / info.sample_rate, rows * row_bytes)
+
+
+def _shard(track: Track) -> str:
+    return f"{track.split}/{track.name}.parquet"
+
+
+def _size(folder: Path, track: Track) -> int:
+    return (folder / _shard(track)).stat().st_size
+
+
+def _header(path: Path) -> ShardHeader | None:
+    try:
+        return read_header(path)
+    except BadInput:
+        return None
+
+
+def _valid_header(folder: Path, track: Track, config: PrepConfig) -> ShardHeader | None:
+    """The header of a track's shard if this configuration would write the same."""
+    header = _header(folder / _shard(track))
+    if header is None or header.config_hash != hash_of(content_config(config)):
+        return None
+    fits = header.lengths in ("equal", config.source.lengths)
+    return header if fits else None
+
+
+def _lengths_used(track: Track, config: PrepConfig) -> str:
+    """ "equal" where ``lengths`` made no difference, so that changing it leaves the shard alone."""
+    try:
+        inspect_track(track, config.source.stem_names, "refuse")
+    except BadInput:
+        return config.source.lengths
+    return "equal"
+
+
+def _checksums(inputs: dict[str, FileStamp]) -> dict[str, str]:
+    return {name: stamp.sha256 for name, stamp in inputs.items()}
+
+
+def _old_manifest(folder: Path) -> Manifest | None:
+    try:
+        return Manifest.read(folder)
+    except BadInput:
+        return None
+
+
+def _listed_tracks(folder: Path) -> dict[str, PreparedTrack]:
+    manifest = _old_manifest(folder)
+    return {track.shard: track for track in manifest.tracks} if manifest else {}
