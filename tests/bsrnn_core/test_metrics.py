@@ -131,6 +131,15 @@ def test_usdr_by_hand():
     assert math.isnan(usdr(torch.zeros(2, 5), torch.ones(2, 5)))
 
 
+def test_usdr_of_a_song_of_many_pieces():
+    references = torch.randn(2, 2, 300_001, generator=generator())
+    references[0, :, 100_000:] = 0  # silent for whole pieces, but not throughout
+    estimates = references + 0.1
+    signal, error = references.double().square(), (estimates.double() - references).square()
+    expected = 10 * torch.log10(signal.sum(dim=(1, 2)) / error.sum(dim=(1, 2)))
+    torch.testing.assert_close(track_usdr(references, estimates), expected, rtol=0, atol=1e-9)
+
+
 def test_csdr_is_the_median_of_the_frames_that_have_a_score():
     reference = torch.ones(1, 5 * 10)
     error = torch.tensor([0.1, 0.01, 1.0, 0.001, 0.0]).repeat_interleave(10)
