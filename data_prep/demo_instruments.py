@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import butter, lfilter, oaconvolve, sosfilt
+from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 
 Samples = NDArray[np.floating]
 
@@ -99,9 +99,9 @@ class Kit:
         electronic = bool(rng.random() < 0.35)
         return cls(
             electronic=electronic,
-            kick_hz=rng.uniform(42, 66),
+            kick_hz=rng.uniform(44, 68),
             kick_sweep=rng.uniform(1.5, 6.0),
-            kick_decay=rng.uniform(0.12, 0.35) if electronic else rng.uniform(0.07, 0.16),
+            kick_decay=rng.uniform(0.08, 0.22) if electronic else rng.uniform(0.05, 0.12),
             kick_click=rng.uniform(0.1, 0.7),
             snare_hz=rng.uniform(165, 255),
             snare_wires=rng.uniform(0.6, 1.6),
@@ -218,15 +218,15 @@ DRUMS: dict[str, Callable[[Kit, int, np.random.Generator], Samples]] = {
 
 
 def pluck(pitch: float, seconds: float, decay: float, brightness: float, rate: int, rng) -> Samples:
-    """A plucked string [n]: a noise period that loses its highs every time round (Karplus-Strong).
+    """A plucked string [n]: a period that loses its highs every time round (Karplus-Strong).
 
     Every period is the one before it through a two-tap average, here as powers of that filter's
     magnitude: all periods at once, and exactly in tune.
     """
     period = max(8, round(rate / hz(pitch)))
-    spectrum = np.fft.rfft(rng.uniform(-1, 1, period))
-    bins = np.arange(len(spectrum))
-    spectrum *= np.exp(-bins * hz(pitch) / (1000 + 9000 * brightness))
+    bins = np.arange(period // 2 + 1)
+    spectrum = np.exp(2j * np.pi * rng.random(len(bins)) - bins * hz(pitch) / (9000 * brightness))
+    spectrum *= rng.uniform(0.3, 1.0, len(bins)) / np.maximum(1, bins)
     spectrum[0] = 0
     count = int(seconds * rate / period) + 2
     loss = 10 ** (-3 / (decay * hz(pitch))) * np.cos(np.pi * bins / (2 * period)) ** 2
@@ -329,4 +329,7 @@ def room(seconds: float, damping_hz: float, rate: int, rng: np.random.Generator)
 
 def reverberated(stereo: Samples, response: Samples, amount: float) -> Samples:
     """[2, n] with its reverberation added, cut at the same length."""
-    return stereo + amount * oaconvolve(stereo, response, axes=1)[:, : stereo.shape[1]]
+    if amount == 0:
+        return stereo
+    tail = fftconvolve(stereo.astype(np.float32), response.astype(np.float32), axes=1)
+    return stereo + amount * tail[:, : stereo.shape[1]]

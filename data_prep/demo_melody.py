@@ -215,12 +215,12 @@ def _pitch_curve(song: Song, syllables: list[Syllable], rng: np.random.Generator
     rate, n = song.sample_rate, song.num_samples
     pitch, depth = np.full(n, float(syllables[0].pitch)), np.zeros(n)
     width = rng.uniform(0.15, 0.5)
-    for note in syllables:
-        first = max(0, round(note.start * rate))
-        pitch[first:] = note.pitch - (0.7 if note.opens_phrase else 0.0)
-        pitch[first + round(0.04 * rate) :] = note.pitch
-        t = np.arange(max(0, n - first)) / rate
-        depth[first:] = width * np.clip((t - 0.18) / 0.3, 0, 1)
+    starts = [int(np.clip(note.start * rate, 0, n)) for note in syllables]
+    for note, first, last in zip(syllables, starts, [*starts[1:], n], strict=True):
+        pitch[first:last] = note.pitch
+        if note.opens_phrase:
+            pitch[first : first + round(0.04 * rate)] -= 0.7
+        depth[first:last] = width * np.clip((np.arange(last - first) / rate - 0.18) / 0.3, 0, 1)
     glide = rng.uniform(0.012, 0.035)
     pitch = sound.smoothed(sound.smoothed(pitch, glide, rate), glide, rate)
     drift = sound.smoothed(rng.standard_normal(n), 0.15, rate) * np.sqrt(0.15 * rate)
@@ -237,14 +237,13 @@ def play_vocals(song: Song) -> Samples:
     high = np.mean([note.pitch for note in syllables]) > 60
     tract = rng.uniform(1.05, 1.2) if high else rng.uniform(0.88, 1.02)
     used = sorted({note.vowel for note in syllables})
-    shape = {name: np.zeros(n) for name in used}
+    mouth = np.zeros(n, dtype=np.int8)
     level, noises = np.zeros(n), song.silence()
     for note in syllables:
         first, last = (
             int(np.clip(at * rate, 0, n)) for at in (note.start, note.start + note.seconds)
         )
-        for name in used:
-            shape[name][max(0, first - round(0.03 * rate)) :] = name == note.vowel
+        mouth[max(0, first - round(0.03 * rate)) :] = used.index(note.vowel)
         t = np.arange(last - first) / rate
         level[first:last] = rng.uniform(0.75, 1.0) * (0.8 + 0.2 * np.sin(np.pi * t / note.seconds))
         level[max(0, last - round(rng.uniform(0.01, 0.07) * rate)) : last] *= 0.25
@@ -260,8 +259,9 @@ def play_vocals(song: Song) -> Samples:
     cycles = np.cumsum(440 * 2 ** ((curve - 69) / 12)) / rate
     breathy = rng.uniform(0.02, 0.08) * rng.standard_normal(n)
     source = sound.look_up(table, cycles) + breathy
-    voice = np.zeros(n)
-    for name in used:
-        voice += sound.vowel(source, name, tract, rate) * sound.smoothed(shape[name], 0.02, rate)
+    voice = rng.uniform(0.3, 1.0) * sound.filtered(source, "high", 3500, rate)
+    for index, name in enumerate(used):
+        openness = sound.smoothed((mouth == index).astype(float), 0.02, rate)
+        voice += sound.vowel(source, name, tract, rate) * openness
     voice *= sound.smoothed(sound.smoothed(level, 0.008, rate), 0.012, rate)
     return np.tile(voice, (2, 1)) * np.sqrt(0.5) + noises

@@ -46,8 +46,8 @@ PATTERNS = {
 }
 """One bar of sixteenths per drum and style: X accented, x plain, o soft."""
 VELOCITY = {"X": 1.0, "x": 0.72, "o": 0.4}
-DRUM_LEVEL = {"kick": 1.0, "snare": 0.8, "ghost": 0.35, "rim": 0.5, "hat": 0.28, "open": 0.28}
-DRUM_LEVEL |= {"ride": 0.28, "crash": 0.45, "shaker": 0.25}
+DRUM_LEVEL = {"kick": 0.9, "snare": 0.9, "ghost": 0.4, "rim": 0.6, "hat": 0.35, "open": 0.35}
+DRUM_LEVEL |= {"ride": 0.35, "crash": 0.5, "shaker": 0.35}
 DRUM_LEVEL |= dict.fromkeys(("low_tom", "mid_tom", "high_tom"), 0.75)
 
 
@@ -137,10 +137,10 @@ def play_bass(song: Song) -> Samples:
     for bar in song.bars("bass"):
         root = song.chord(bar)[0]
         for first, count, step in line:
-            if rng.random() < 0.06:
+            if first > 0 and rng.random() < 0.08:
                 continue
             pitch = song.pitch(root + step) - 12
-            pitch = pitch - 12 if pitch > 47 else pitch
+            pitch = pitch - 12 if pitch > 43 else pitch
             start = song.time(bar, first) + 0.003 * rng.standard_normal()
             notes.append((start, count * song.beat / 4 * length, pitch, rng.uniform(0.75, 1.0)))
     voice = _electric_bass if rng.random() < 0.5 else _synth_bass

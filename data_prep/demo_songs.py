@@ -35,14 +35,14 @@ def make_song(
 ) -> dict[str, NDArray[np.int16]]:
     """The stems of one song and ``mixture``, their exact sum: each int16 [N, 2].
 
-    The drums lie between 1 and 6.5 dB below the sum of the other stems.
+    The drums lie between 4.5 and 7.7 dB below the sum of the other stems.
     """
     song = Song.draw((seed, SPLITS.index(split), index), seconds, sample_rate)
     rng = song.rng("balance")
     response = sound.room(rng.uniform(0.5, 1.4), rng.uniform(2500, 7000), sample_rate, rng)
-    wet = {"vocals": rng.uniform(0.15, 0.4), "drums": rng.uniform(0.03, 0.2), "bass": 0.02}
+    wet = {"vocals": rng.uniform(0.15, 0.4), "drums": rng.uniform(0.03, 0.2), "bass": 0.0}
     wet["other"] = rng.uniform(0.1, 0.35)
-    level_db = {"vocals": rng.uniform(-2, 3), "bass": rng.uniform(-4, 1), "drums": 0.0}
+    level_db = {"vocals": rng.uniform(-2, 3), "bass": rng.uniform(-8, -2), "drums": 0.0}
     level_db["other"] = rng.uniform(-3, 2)
     stems: dict[str, Samples] = {}
     for name in STEMS:
@@ -51,7 +51,7 @@ def make_song(
         loudness = max(1e-9, float(np.sqrt(np.mean(stem**2))))
         stems[name] = stem * (10 ** (level_db[name] / 20) / loudness)
     rest = sum(stems[name] for name in STEMS if name != "drums")
-    drums_db = rng.uniform(-6.5, -1.0)
+    drums_db = rng.uniform(-7.7, -4.5)
     stems["drums"] *= 10 ** (drums_db / 20) * np.sqrt(np.mean(rest**2))
     peak = max(float(np.abs(part).max()) for part in (*stems.values(), rest + stems["drums"]))
     scale = rng.uniform(0.7, 0.95) * 32767 / peak
