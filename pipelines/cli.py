@@ -9,6 +9,7 @@ Exit codes: 0 success, 2 bad input (one sentence on stderr, no traceback), 130 i
 import importlib
 import logging
 import re
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,12 +86,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 1
         sentence = bad_input_sentence(error)
         if sentence is None:
             logger.exception("bsrnn failed")
             return 1
         print(f"bsrnn: {sentence}", file=sys.stderr)
         return 2
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads our output any more, as after ``bsrnn --help | head -1``."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,0 +1,414 @@
+"""The command line: what it makes of words, presets and files, and how it fails."""
+
+import dataclasses
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bsrnn_core.config import StftConfig
+from bsrnn_core.errors import BadInput
+from pipelines import cli
+from pipelines.config import PRESETS, TrainConfig, original
+from pipelines.config_files import leaf_values, leaves, read_yaml, save_yaml, with_values
+from pipelines.flags import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherConfig:
+    """A command that shares the STFT with a training, and a name with another meaning."""
+
+    out: str = "mine"
+    level: int
+    stft: StftConfig = field(default_factory=StftConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionalOtherConfig:
+    """The same with a default for everything."""
+
+    out: str = "mine"
+    stft: StftConfig = field(default_factory=StftConfig)
+
+
+def train(*words: str, shared: dict[str, str] | None = None) -> TrainConfig:
+    return parse(TrainConfig, words, prog="bsrnn train", presets=PRESETS, shared=shared)
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(BadInput) as refused:
+        train(*words)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """Has `bsrnn train` note its configuration in this list instead of training."""
+    seen: list[TrainConfig] = []
+    module = types.ModuleType("fake_train")
+    module.__dict__["run"] = seen.append
+    monkeypatch.setitem(sys.modules, "fake_train", module)
+    command = dataclasses.replace(cli.COMMANDS["train"], run="fake_train:run")
+    monkeypatch.setitem(cli.COMMANDS, "train", command)
+    return seen
+
+
+def failing_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Has `bsrnn train` raise ``error``."""
+
+    def run(_config: TrainConfig) -> None:
+        raise error
+
+    module = types.ModuleType("fake_failure")
+    module.__dict__["run"] = run
+    monkeypatch.setitem(sys.modules, "fake_failure", module)
+    command = dataclasses.replace(cli.COMMANDS["train"], run="fake_failure:run")
+    monkeypatch.setitem(cli.COMMANDS, "train", command)
+
+
+# --- flags ----------------------------------------------------------------------------------
+
+
+def test_no_words_give_the_original_preset():
+    assert train() == original()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_taken_whole(name: str):
+    assert train("--preset", name) == PRESETS[name]()
+
+
+def test_a_preset_reaches_only_what_another_command_shares_with_it():
+    config = parse(OptionalOtherConfig, ["--preset=tiny"], prog="bsrnn other", presets=PRESETS)
+    assert config.stft == PRESETS["tiny"]().stft
+    assert config.out == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--part", "a", "--part", "b"], {"part": ("a", "b")}),
+        (["--part=a"], {"part": ("a",)}),
+        (["--stem_names", "x", "y"], {"stem_names": ("x", "y")}),
+        (["--splits", "100", "50", "200", "10", "--band_schema", "custom"],
+         {"splits": ((100.0, 50.0), (200.0, 10.0)), "band_schema": "custom"}),
+        (["--seed", "-1"], {"seed": -1}),
+        (["--name=--odd"], {"name": "--odd"}),
+        (["--batch-size", "3"], {"batch_size": 3}),
+        (["--lr", "1", "--lr", "2"], {"lr": 2.0}),
+        (["--reduce_size"], {"reduce_size": True}),
+        (["--reduce_size", "true"], {"reduce_size": True}),
+        (["--reduce_size=True", "--name", "x"], {"reduce_size": True, "name": "x"}),
+        (["--remix", "false"], {"remix": False}),
+        (["--no_remix"], {"remix": False}),
+        (["--no-remix"], {"remix": False}),
+        (["--generic_bands", "true"], {"band_schema": "generic"}),
+        (["--generic_bands", "true", "--band_schema", "generic"], {"band_schema": "generic"}),
+        (["--generic_bands", "false"], {}),
+        (["--generic_bands", "false", "--band_schema", "v1"], {"band_schema": "v1"}),
+        (["--chunk_size_in_seconds", "9", "--crop_seconds", "8"],
+         {"chunk_size_in_seconds": 9.0, "crop_seconds": 8.0}),
+    ],
+)  # fmt: skip
+def test_flags(words: list[str], expected: dict[str, object]):
+    assert leaf_values(train(*words)) == leaf_values(original()) | expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lrr", "3"], "did you mean --lr?"),
+        (["--no_lr"], "no option --no_lr"),
+        (["stray"], "stray"),
+        (["--lr"], "--lr"),
+        (["--lr", "abc"], "--lr: could not convert string to float: 'abc'"),
+        (["--lr", "1", "2"], "2"),
+        (["--precision", "fp8"], "--precision"),
+        (["--batch_size", "0"], "batch_size must be positive, not 0"),
+        (["--crop_seconds", "9"], "crop_seconds = 9 is longer than a stored chunk of 1 s"),
+        (["--reduce_size", "maybe"], "--reduce_size takes true or false, not maybe"),
+        (["--no_remix", "true"], "--no_remix takes no value"),
+        (["--preset", "timy"], "choose one of original, tiny"),
+        (["--preset"], "--preset takes one value"),
+        (["--generic_bands", "true", "--band_schema", "v7"], "contradicts --band_schema v7"),
+        (["--generic_bands", "false", "--band_schema", "generic"], "contradicts"),
+        (["--generic_bands", "perhaps"], "takes true or false"),
+    ],
+)
+def test_refused_flags(words: list[str], said: str):
+    assert said in refusal(*words)
+
+
+def test_a_value_that_is_required_is_asked_for():
+    with pytest.raises(BadInput, match="level"):
+        parse(OtherConfig, [], prog="bsrnn other")
+    assert parse(OtherConfig, ["--level", "3"], prog="bsrnn other").level == 3
+
+
+def test_preset_is_unknown_where_there_is_none():
+    with pytest.raises(BadInput, match="no option --preset"):
+        parse(OtherConfig, ["--preset", "tiny"], prog="bsrnn other")
+
+
+def test_help_shows_every_flag_and_the_presets_own_defaults(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        train("--preset", "tiny", "--help")
+    shown = capsys.readouterr().out
+    assert not stop.value.code
+    for name in [*leaves(TrainConfig), "preset", "config", "generic_bands"]:
+        assert f"--{name}" in shown
+    assert str(PRESETS["tiny"]().optim.lr) in shown
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_exists_and_its_names_are_unique_and_no_alias(name: str):
+    command = cli.COMMANDS[name]
+    assert callable(cli._load(command.run))
+    known = leaves(cli._load(command.config))  # asserts that they are unique
+    assert not {"preset", "config", "help", "generic_bands"} & set(known)
+    assert not {f"no_{one}" for one in known} & set(known)
+
+
+def test_two_fields_of_one_name_are_found_out():
+    twice = dataclasses.make_dataclass("Twice", [("n_fft", int), ("stft", StftConfig)])
+    with pytest.raises(AssertionError, match="n_fft"):
+        leaves(twice)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_saved_is_taken_back(tmp_path: Path, name: str):
+    config = with_values(
+        PRESETS[name](),
+        {"part": ("drums", "bass"), "band_schema": "custom", "splits": ((1000.0, 100.0),),
+         "name": "-x: y", "max_minutes": 0.1, "remix": False, "lr": 1e-5},
+    )  # fmt: skip
+    save_yaml(config, tmp_path / "sub" / "run.yaml")
+    assert train("--config", str(tmp_path / "sub" / "run.yaml")) == config
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["run.yaml"]
+
+
+def test_flags_count_for_more_than_the_file_and_that_for_more_than_the_preset(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("part: [drums]\noptim: {lr: 1e-4, batch_size: 6}\nremix: false\n")
+    config = train("--preset", "tiny", "--config", str(file), "--part", "bass", "--remix")
+    expected = {"part": ("bass",), "lr": 1e-4, "batch_size": 6, "remix": True}
+    assert leaf_values(config) == leaf_values(PRESETS["tiny"]()) | expected
+
+
+def test_file_and_flags_need_only_fit_together(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("chunk_size_in_seconds: 0.5\n")
+    assert train("--config", str(file), "--crop_seconds", "0.5").crop_seconds == 0.5
+    assert "crop_seconds" in refusal("--config", str(file))
+
+
+def test_the_generic_alias_counts_for_more_than_the_file(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model:\n  band_schema: v1\n")
+    config = train("--config", str(file), "--generic_bands", "true")
+    assert config.model.band_schema == "generic"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lrr: 1", "no option lrr; did you mean lr?"),
+        ("optim: {n_ftt: 1}", "no option n_ftt under optim"),
+        ("optim: {n_fft: 1024}", "no option n_fft under optim"),
+        ("optin: {lr: 1}", "did you mean optim?"),
+        ("optim: 3", "optim must be a mapping"),
+        ("lr: {a: 1}", "lr takes a value, not a mapping"),
+        ("lr: 1\noptim: {lr: 2}", "lr is given twice"),
+        ("lr: [1, 2]", "lr takes one value, not a list"),
+        ("part: drums", "part takes a list"),
+        ("lr: true", "lr takes a value other than true or false"),
+        ("reduce_size: 1", "reduce_size takes true or false, not 1"),
+        ("name:", "name has no value"),
+        ("lr: abc", "--lr: could not convert"),
+        ("- lr", "must hold a mapping"),
+        ("a: [", "not valid YAML (line 1)"),
+    ],
+)
+def test_refused_files(tmp_path: Path, text: str, said: str):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    sentence = refusal("--config", str(file))
+    assert said in sentence
+    assert str(file) in sentence
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+    assert "none.yaml cannot be read" in refusal("--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "binary.yaml cannot be read" in refusal("--config", str(tmp_path / "binary.yaml"))
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("# nothing yet\n")
+    assert read_yaml(tmp_path / "run.yaml", TrainConfig) == {}
+
+
+def test_a_saved_file_is_plain_yaml(tmp_path: Path):
+    save_yaml(original(), tmp_path / "run.yaml")
+    content = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert content["stft"]["n_fft"] == original().stft.n_fft
+    assert content["source"]["stem_names"] == list(original().source.stem_names)
+
+
+# --- the program ----------------------------------------------------------------------------
+
+OLD_COMMAND_LINE = (
+    "--device cpu --seed 1 train --part drums --musdbhq_location D --generic_bands true --name X"
+    " --sample_rate 44100 --chunk_size_in_seconds 1 --n_fft 2048 --feature_dim 32"
+    " --num_blstm_layers 6 --mlp_dim 256 --batch_size 95 --reduce_size false --portion 1.0"
+    " --clip_grad_norm 5 --max_epochs 500 --lr 0.001 --data_loader_workers 1"
+)
+
+
+def test_an_old_command_line_works_as_it_stands(trained: list[TrainConfig]):
+    assert cli.main(OLD_COMMAND_LINE.split()) == 0
+    expected = {
+        "device": "cpu", "seed": 1, "part": ("drums",), "musdbhq_location": "D",
+        "band_schema": "generic", "name": "X",
+    }  # fmt: skip
+    assert leaf_values(trained[0]) == leaf_values(original()) | expected
+
+
+def test_global_flags_may_follow_the_command_which_then_wins(trained: list[TrainConfig]):
+    assert cli.main(["--seed=1", "train", "--seed", "2", "--device", "cpu"]) == 0
+    assert (trained[0].seed, trained[0].cluster.device) == (2, "cpu")
+
+
+def test_a_global_flag_is_dropped_where_it_means_nothing():
+    shared = {"device": "cpu", "seed": "1"}
+    assert parse(OptionalOtherConfig, [], prog="x", shared=shared) == OptionalOtherConfig()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "did you mean train?"),
+        (["--lr", "1", "train"], "--lr stands before the command"),
+        (["--seed"], "--seed takes one value"),
+        (["--seed", "1"], "no command"),
+        (["train", "--lrr"], "did you mean --lr?"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_an_integer_result_is_the_exit_code(trained: list[TrainConfig], monkeypatch):
+    monkeypatch.setattr(sys.modules["fake_train"], "run", lambda _config: 1)
+    assert cli.main(["train"]) == 1
+    monkeypatch.setattr(sys.modules["fake_train"], "run", lambda _config: "a result")
+    assert cli.main(["train"]) == 0
+
+
+class RayLike(Exception):
+    """Looks like one of Ray's wrappers, in the ways that count."""
+
+    __module__ = "ray.exceptions"
+
+    def __init__(self, message: str = "", **attributes: object) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+
+def caused(outer: BaseException, cause: BaseException) -> BaseException:
+    outer.__cause__ = cause
+    return outer
+
+
+SENTENCE = "x.wav is empty; leave it out"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadInput(SENTENCE),
+        BadInput("x.wav is empty;\nleave it out"),
+        caused(RuntimeError("a"), caused(RuntimeError("b"), BadInput(SENTENCE))),
+        RayLike(cause=BadInput(SENTENCE)),
+        RayLike(worker_failures={0: RayLike(cause=BadInput(SENTENCE))}),
+        RayLike(controller_failure=BadInput(SENTENCE)),
+        RayLike(f"ray::Map()\nbsrnn_core.errors.BadInput: {SENTENCE}\n\nray: UDF failed"),
+        RayLike(worker_failures={1: RayLike(f"bsrnn_core.errors.BadInput: {SENTENCE}")}),
+    ],
+    ids=["bare", "lines", "caused", "task", "worker", "controller", "text", "worker text"],
+)
+def test_bad_input_is_recognised_however_it_is_wrapped(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    failing_command(monkeypatch, error)
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == f"bsrnn: {SENTENCE}\n"
+
+
+def test_real_ray_wrappers_are_seen_through():
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError  # pyright: ignore[reportPrivateImportUsage]
+
+    task_error = RayTaskError("f", "a traceback", BadInput(SENTENCE)).as_instanceof_cause()
+    assert cli.bad_input_sentence(task_error) == SENTENCE
+    assert cli.bad_input_sentence(WorkerGroupError("rank 0 died", {0: task_error})) == SENTENCE
+    other = RayTaskError("f", "a traceback", KeyError("x")).as_instanceof_cause()
+    assert cli.bad_input_sentence(other) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("boom"),
+        RuntimeError(f"bsrnn_core.errors.BadInput: {SENTENCE}"),
+        caused(BrokenPipeError("boom"), KeyError("x")),
+    ],
+)
+def test_any_other_failure_logs_its_traceback_and_exits_with_1(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    failing_command(monkeypatch, error)
+    assert cli.main(["train"]) == 1
+    assert "Traceback" in caplog.text
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch):
+    failing_command(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["train"]) == 130
+
+
+def test_the_overview_is_shown_without_loading_anything_heavy():
+    script = (
+        "import sys; from pipelines.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'ray', 'mlflow', 'tyro', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+def test_no_command_shows_the_overview_and_is_an_error(capsys: pytest.CaptureFixture[str]):
+    assert cli.main([]) == 2
+    assert "usage: bsrnn" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_failure_to_tell_of():
+    command = f"{sys.executable} -m pipelines.cli --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout == "1\n"
