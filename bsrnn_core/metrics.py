@@ -129,7 +129,7 @@ def full_museval(
     sample_rate: int,
     protocol: Protocol = "joint",
 ) -> dict[str, Any]:
-    """Like ``track_json`` with museval's own SDR, ISR, SIR and SAR: about a minute per song.
+    """Like ``track_json`` with museval's own SDR, ISR, SIR and SAR: minutes of work for a song.
 
     A stem that is silent throughout, which museval refuses, gives nan by the rules of
     ``protocol``. Raises BadInput when the shapes differ or hold nothing, or without ffmpeg.
