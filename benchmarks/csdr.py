@@ -2,8 +2,8 @@
 
     python benchmarks/csdr.py --seconds 180
 
-museval takes one to four minutes for a song of three. Prints the seconds of each, how many times faster
-ours is, and the largest difference of any stem and frame in dB.
+museval takes one to four minutes for a song of three. Prints the seconds of each, how many times
+faster ours is, and the largest difference of any stem and frame in dB.
 """
 
 import argparse
