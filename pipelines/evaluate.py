@@ -1,0 +1,313 @@
+"""Separate and score whole songs, in parallel on Ray, beside the floor and the ceiling.
+
+bsrnn evaluate --checkpoint_fp runs/demo/best --musdbhq_location musdb18hq
+"""
+
+import functools
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.data
+import torch
+
+from bsrnn_core.audio_files import AudioInfo
+from bsrnn_core.checkpoint import load, read_metadata
+from bsrnn_core.errors import BadInput
+from bsrnn_core.metrics import Protocol
+from bsrnn_core.model import BSRNN
+from data_prep.config import SourceConfig
+from data_prep.tracks import Track, find_tracks, inspect_track
+from pipelines import report, tracking
+from pipelines.launch import start_ray
+from pipelines.scoring import Evaluation, ScoringOptions, TrackScores, score_track
+
+logger = logging.getLogger(__name__)
+
+MAX_TRACK_ROWS = 40
+"""Rows of the table per song; with more songs than fit it is left to the files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Options of `bsrnn evaluate`."""
+
+    checkpoint_fp: str
+    """Folder of the checkpoint."""
+    subset: Literal["test", "valid", "train"] = "test"
+    """The songs to score."""
+    protocol: Literal["auto", "joint", "single"] = "auto"
+    """Which seconds count. joint: those in which no stem and no estimate is silent, as published;
+    single: each stem by itself; auto: joint when the model estimates all stems."""
+    overlap: float = 0.5
+    """Fraction of a window that the next one covers again."""
+    batch_size: int = 4
+    """Windows computed at a time, per worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPUs when there are any."""
+    num_workers: int | None = None
+    """Songs scored at once (one per core or GPU when not given, as far as memory reaches)."""
+    out: str | None = None
+    """Folder for the results (evaluation/SUBSET beside the checkpoint when not given)."""
+    full_museval: bool = False
+    """museval's ISR, SIR and SAR too, in the files per song: about a minute of work per song."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise BadInput(f"overlap must lie in [0, 1), not {self.overlap}")
+        for name in ("batch_size", "num_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"{name} must be at least 1, not {value}")
+
+    @property
+    def out_folder(self) -> Path:
+        """Where the results go."""
+        if self.out is not None:
+            return Path(self.out)
+        return Path(self.checkpoint_fp).absolute().parent / "evaluation" / self.subset
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Score the songs, print the tables, write the files, and log to the training's MLflow run.
+
+    Raises BadInput when there is nothing to score, or a song cannot be (unless those are skipped).
+    """
+    evaluation = evaluate(config)
+    files = write_results(evaluation, config)
+    show(evaluation)
+    print(f"scores written to {config.out_folder}")
+    log_to_training_run(evaluation, config, files)
+    return evaluation
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """The scores of ``config.subset``, computed on Ray; nothing is printed or written.
+
+    Raises BadInput as ``run`` does.
+    """
+    stems = load(config.checkpoint_fp).stems
+    protocol = choose_protocol(config, stems)
+    tracks, skipped = _usable_tracks(config)
+    longest = max((info for _, info in tracks), key=lambda info: info.num_samples * info.channels)
+    start_ray()
+    gpu, num_workers = _workers(config, len(tracks), longest)
+    options = ScoringOptions(
+        stem_names=config.source.stem_names,
+        lengths=config.source.lengths,
+        protocol=protocol,
+        overlap=config.overlap,
+        batch_size=config.batch_size,
+        full_museval=config.full_museval,
+    )
+    checkpoint = str(Path(config.checkpoint_fp).absolute())
+    names = [track for track, _ in tracks]
+    results: list[TrackScores] = []
+    with _quiet_ray_data(), report.progress(counted=True) as progress:
+        bar = progress.add_task(f"scoring {config.subset}", total=len(names), rate="")
+        started, song_seconds = time.perf_counter(), 0.0
+        for name, outcome in _score_on_ray(names, checkpoint, options, gpu, num_workers):
+            if isinstance(outcome, str):
+                if not config.source.skip_bad_tracks:
+                    raise BadInput(outcome)
+                skipped[name] = outcome
+            else:
+                results.append(outcome)
+                song_seconds += outcome.seconds
+            speed = report.times_real_time(song_seconds, time.perf_counter() - started)
+            progress.update(bar, advance=1, rate=speed)
+    if not results:
+        raise BadInput(f"no song of {config.subset} could be scored: {_first(skipped)}")
+    return Evaluation(
+        subset=config.subset,
+        protocol=protocol,
+        stems=stems,
+        tracks=tuple(sorted(results, key=lambda scores: scores.track)),
+        skipped=skipped,
+    )
+
+
+def choose_protocol(config: EvaluateConfig, stems: tuple[str, ...]) -> Protocol:
+    """The protocol that the scores follow. Raises BadInput when the songs lack a stem of the model,
+    or the model one that protocol joint needs."""
+    in_songs = config.source.stem_names
+    missing = [stem for stem in stems if stem not in in_songs]
+    if missing:
+        raise BadInput(
+            f"{config.checkpoint_fp} estimates {', '.join(missing)}, but the songs are said to "
+            f"hold {', '.join(in_songs)}: name their stems with --stem_names"
+        )
+    lacking = [stem for stem in in_songs if stem not in stems]
+    if config.protocol == "joint" and lacking:
+        raise BadInput(
+            f"protocol joint needs all stems, but {config.checkpoint_fp} does not estimate "
+            f"{', '.join(lacking)}: use --protocol single"
+        )
+    if config.protocol == "auto":
+        return "single" if lacking else "joint"
+    return config.protocol
+
+
+def _usable_tracks(
+    config: EvaluateConfig,
+) -> tuple[list[tuple[Track, AudioInfo]], dict[str, str]]:
+    """The subset's songs as their headers describe them, and those left out with the reason."""
+    tracks = [track for track in find_tracks(config.source) if track.split == config.subset]
+    if not tracks:
+        raise BadInput(
+            f"{config.source.musdbhq_location} has no songs for the subset {config.subset}: put "
+            f"them in {config.subset}/, or choose another --subset"
+        )
+    usable: list[tuple[Track, AudioInfo]] = []
+    skipped: dict[str, str] = {}
+    for track in tracks:
+        try:
+            info = inspect_track(track, config.source.stem_names, config.source.lengths)
+            usable.append((track, info))
+        except BadInput as error:
+            if not config.source.skip_bad_tracks:
+                raise
+            skipped[track.name] = str(error)
+    if not usable:
+        raise BadInput(f"no song of {config.subset} can be used: {_first(skipped)}")
+    return usable, skipped
+
+
+def _first(skipped: dict[str, str]) -> str:
+    return next(iter(skipped.values()))
+
+
+def _workers(config: EvaluateConfig, num_tracks: int, longest: AudioInfo) -> tuple[bool, int]:
+    """Whether each worker gets a GPU, and how many workers there are. Raises BadInput when more are
+    asked for than the cluster can hold, or a GPU where there is none."""
+    there = ray.cluster_resources()
+    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+    gpu = config.device != "cpu" and gpus > 0
+    if config.device == "cuda" and not gpu:
+        raise BadInput("device cuda was asked for, but Ray sees no GPU; leave --device at auto")
+    limit = gpus if gpu else cpus
+    if config.num_workers is not None:
+        if config.num_workers > limit:
+            raise BadInput(
+                f"num_workers = {config.num_workers}, but the cluster has {limit} "
+                f"{'GPUs' if gpu else 'CPUs'}: lower it"
+            )
+        return gpu, min(config.num_workers, num_tracks)
+    if not gpu and len(ray.nodes()) == 1:
+        # A local Ray has more logical CPUs than there are cores.
+        limit = min(limit, len(os.sched_getaffinity(0)))
+    # Stems, estimates and the oracle's spectrograms, in units of a stem's 4 bytes a sample.
+    stems = len(config.source.stem_names) + 1
+    song_bytes = 4 * longest.num_samples * longest.channels * 8 * stems
+    limit = min(limit, int(there.get("memory", song_bytes) // song_bytes))
+    return gpu, max(1, min(limit, num_tracks))
+
+
+@functools.lru_cache(maxsize=1)
+def _model_of(evaluation: str, checkpoint: str, device: str) -> BSRNN:
+    """A checkpoint's model, loaded once per worker process and ``evaluation``."""
+    torch.set_num_threads(1)  # a song per core is faster than a core more per song
+    return load(checkpoint, device)
+
+
+def _score_on_ray(
+    tracks: list[Track], checkpoint: str, options: ScoringOptions, gpu: bool, num_workers: int
+) -> Iterator[tuple[str, TrackScores | str]]:
+    """Songs' names with their scores, or with what is wrong with them, as they get done."""
+    # Workers outlive this call, and the checkpoint may be another one the next time.
+    evaluation = uuid.uuid4().hex
+
+    def score(row: dict[str, Any]) -> dict[str, str]:
+        """A track to its scores, or to the sentence that says why there are none, both as text."""
+        track = Track(**row)
+        model = _model_of(evaluation, checkpoint, "cuda" if gpu else "cpu")
+        try:
+            scores = json.dumps(asdict(score_track(model, track, options)))
+        except BadInput as error:
+            return {"track": track.name, "scores": "", "problem": str(error)}
+        return {"track": track.name, "scores": scores, "problem": ""}
+
+    rows = ray.data.from_items([asdict(track) for track in tracks], override_num_blocks=len(tracks))
+    strategy = ray.data.TaskPoolStrategy(size=num_workers)
+    scored = rows.map(score, compute=strategy, num_cpus=1, num_gpus=1 if gpu else 0)
+    for row in scored.iter_rows():
+        if row["problem"]:
+            yield row["track"], row["problem"]
+        else:
+            yield row["track"], TrackScores(**json.loads(row["scores"]))
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Ray Data's own progress bars and reports would stand between ours."""
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data._internal")
+    bars, level = context.enable_progress_bars, log.level
+    context.enable_progress_bars = False
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        log.setLevel(level)
+
+
+def show(evaluation: Evaluation) -> None:
+    """Print the scores, those per song when they are few, and the songs that were left out."""
+    rows = report.track_rows(evaluation)
+    if len(rows) <= MAX_TRACK_ROWS:
+        report.show("per song, dB", report.TRACK_HEADER, rows)
+    report.show(
+        report.evaluation_title(evaluation), report.SUMMARY_HEADER, report.summary_rows(evaluation)
+    )
+    for name, reason in evaluation.skipped.items():
+        print(f"left out: {name}: {reason}")
+
+
+def write_results(evaluation: Evaluation, config: EvaluateConfig) -> list[Path]:
+    """A JSON file per song in museval's format, summary.json and scores.md; returns the files."""
+    out = config.out_folder
+    files = []
+    for track in evaluation.tracks:
+        files.append(out / f"{track.track}.json")
+        report.write_text(files[-1], json.dumps(track.museval, indent=2) + "\n")
+    summary = {"checkpoint": config.checkpoint_fp, **evaluation.to_dict()}
+    files.append(out / "summary.json")
+    report.write_text(files[-1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    files.append(out / "scores.md")
+    sections = {
+        "Summary": (report.SUMMARY_HEADER, report.summary_rows(evaluation)),
+        "Per song": (report.TRACK_HEADER, report.track_rows(evaluation)),
+    }
+    report.write_markdown(files[-1], report.evaluation_title(evaluation), sections)
+    return files
+
+
+def log_to_training_run(evaluation: Evaluation, config: EvaluateConfig, files: list[Path]) -> None:
+    """Add scores and files to the MLflow run named in the checkpoint; warns where that fails."""
+    metadata = read_metadata(config.checkpoint_fp)
+    run_id, uri = metadata.get("mlflow_run_id"), metadata.get("mlflow_tracking_uri")
+    if not run_id or not uri:
+        logger.warning("the checkpoint names no MLflow run, so the scores are in the files only")
+        return
+    # Training logs valid/... itself.
+    prefix = "test" if evaluation.subset == "test" else f"evaluate_{evaluation.subset}"
+    artifacts = [(file, f"evaluation/{evaluation.subset}") for file in files]
+    problem = tracking.log_results(run_id, uri, evaluation.metrics(prefix), artifacts)
+    if problem is not None:
+        logger.warning("%s", problem)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))
