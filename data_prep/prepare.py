@@ -218,6 +218,8 @@ def _run_on_ray(plan: Plan, stop: Path) -> Iterator[tuple[Job, str | None, Prepa
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Or it warns that the progress bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     items = [{"index": i, **dataclasses.asdict(job.track)} for i, job in enumerate(plan.jobs)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.enable_progress_bars = False

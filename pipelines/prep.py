@@ -1,0 +1,106 @@
+"""Turn songs into shards of training data, a Ray task per song.
+
+    bsrnn prep --musdbhq_location musdb18hq --out shards
+    ray submit cluster.yaml pipelines/prep.py --musdbhq_location /data/musdb18hq --out /data/shards
+
+Run again, it prepares only what is missing or has changed.
+"""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bsrnn_core.config import StftConfig
+from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
+from data_prep.manifest import Manifest
+from data_prep.prepare import Plan, PrepProgress, carry_out, plan_dataset
+from data_prep.tracks import SPLITS
+from pipelines import report
+from pipelines.launch import start_ray
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepCommandConfig:
+    """Options of `bsrnn prep`."""
+
+    out: str = "shards"
+    """Folder for the shards."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    stft: StftConfig = field(default_factory=StftConfig)
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+
+
+def run(config: PrepCommandConfig) -> None:
+    """Prepare the dataset that ``config`` describes. Raises BadInput when that cannot be done."""
+    prep = PrepConfig(source=config.source, stft=config.stft, chunk=config.chunk)
+    prepare_shards(prep, config.out)
+
+
+def prepare_shards(config: PrepConfig, out: str | Path) -> Manifest:
+    """Prepare a dataset in the folder ``out`` and tell the terminal how it goes.
+
+    Starts Ray when there is something to do and it does not run yet. Raises BadInput when no track
+    is found or usable, or the disk has no room.
+    """
+    plan = plan_dataset(config, out)
+    logger.info(
+        "%d songs to prepare (%.0f s of music), %d there already; takes %.2f GB on disk in %s",
+        len(plan.jobs),
+        plan.seconds,
+        len(plan.kept),
+        plan.bytes / 1e9,
+        plan.folder,
+    )
+    started = time.monotonic()
+    manifest = _carry_out_with_progress(plan) if plan.jobs else carry_out(plan)
+    for track, reason in manifest.left_out.items():
+        logger.warning("left out %s: %s", track, reason)
+    _show_summary(manifest, plan, time.monotonic() - started)
+    return manifest
+
+
+def _carry_out_with_progress(plan: Plan) -> Manifest:
+    start_ray()
+    with report.progress(counted=False) as bar:
+        task = bar.add_task("preparing", total=plan.seconds, rate="")
+        started = time.monotonic()
+
+        def show(progress: PrepProgress) -> None:
+            rate = report.times_real_time(progress.seconds_done, time.monotonic() - started)
+            bar.update(
+                task,
+                completed=progress.seconds_done,
+                description=f"prepared {progress.done}/{progress.total} songs",
+                rate=rate,
+            )
+
+        return carry_out(plan, show)
+
+
+def _show_summary(manifest: Manifest, plan: Plan, wall_seconds: float) -> None:
+    rows: list[list[report.Cell]] = []
+    for split in SPLITS:
+        tracks = [track for track in manifest.tracks if track.split == split]
+        seconds = sum(track.num_samples for track in tracks) / plan.config.stft.sample_rate
+        chunks, size = sum(t.rows for t in tracks), sum(t.bytes for t in tracks)
+        rows.append([split, len(tracks), chunks, seconds, size / 1e9])
+    report.show(str(plan.folder), ("split", "songs", "chunks", "seconds", "GB"), rows)
+    if plan.jobs:
+        logger.info(
+            "prepared %d songs in %.1f s, %s",
+            len(plan.jobs),
+            wall_seconds,
+            report.times_real_time(plan.seconds, wall_seconds),
+        )
+    if not any(track.split == "train" for track in manifest.tracks):
+        logger.warning("there is no song to train on")
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    sys.exit(main(["prep", *sys.argv[1:]]))
