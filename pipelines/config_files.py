@@ -34,6 +34,8 @@ class Leaf:
     """Its annotation without ``Annotated``."""
     appends: bool
     """Its flag takes one element and may be repeated."""
+    required: bool
+    """It has no default."""
 
     @property
     def is_list(self) -> bool:
@@ -68,7 +70,12 @@ def _walk(config_class: type, prefix: tuple[str, ...]) -> Iterable[Leaf]:
             yield from _walk(typing.cast(type, kind), path)
         else:
             appends = any(mark is tyro.conf.UseAppendAction for mark in marks)
-            yield Leaf(path=path, owner=config_class, kind=kind, appends=appends)
+            yield Leaf(path, config_class, kind, appends, has_no_default(field))
+
+
+def has_no_default(field: dataclasses.Field[Any]) -> bool:
+    """Whether a dataclass cannot be made without a value for this field."""
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def leaf_values(config: object) -> dict[str, Any]:

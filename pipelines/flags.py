@@ -6,6 +6,7 @@ them but the aliases that old command lines use. What applies is, in rising orde
 """
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import re
@@ -18,6 +19,7 @@ import tyro
 from bsrnn_core.errors import BadInput
 from pipelines.config_files import (
     Leaf,
+    has_no_default,
     leaf_values,
     leaves,
     nearest,
@@ -71,11 +73,14 @@ def parse(
     flags, file = _take(flags, "config", True)
     flags = _resolve_generic_bands(flags, known)
     flags = [_as_tyro_has_it(flag, known) for flag in flags]
+    given = {flag.name.removeprefix("no_") for flag in flags} | {flag.name for flag in flags}
     values: dict[str, Any] = {}
     if file is not None:
-        given = {flag.name.removeprefix("no_") for flag in flags} | {flag.name for flag in flags}
         values = {k: v for k, v in read_yaml(file, config_class).items() if k not in given}
         flags = [*_from_values(values, known), *flags]
+    lacking = [n for n, leaf in known.items() if leaf.required and n not in given | set(values)]
+    if lacking:
+        raise BadInput(f"{' and '.join(f'--{name}' for name in lacking)} must be given")
     lines = [word for flag in flags for word in flag.words]
     try:
         return _by_tyro(config_class, lines, prog, presets, preset)
@@ -214,7 +219,9 @@ def _with_preset(
         for key, value in leaf_values(preset).items()
         if key in mine and mine[key].owner is theirs[key].owner
     }
-    return with_values(config_class(), common)
+    fields: Any = dataclasses.fields(config_class)  # pyright: ignore[reportArgumentType]
+    required = {field.name: tyro.MISSING for field in fields if has_no_default(field)}
+    return with_values(config_class(**required), common)
 
 
 def _description(config_class: type, presets: Mapping[str, object] | None) -> str:

@@ -145,9 +145,20 @@ def test_refused_flags(words: list[str], said: str):
 
 
 def test_a_value_that_is_required_is_asked_for():
-    with pytest.raises(BadInput, match="level"):
+    with pytest.raises(BadInput, match="--level must be given"):
         parse(OtherConfig, [], prog="bsrnn other")
+    with pytest.raises(BadInput, match="--level must be given"):
+        parse(OtherConfig, ["--preset", "tiny"], prog="bsrnn other", presets=PRESETS)
+    words = ["--preset", "tiny", "--level", "3"]
+    config = parse(OtherConfig, words, prog="bsrnn other", presets=PRESETS)
+    assert config == OtherConfig(level=3, stft=PRESETS["tiny"]().stft)
     assert parse(OtherConfig, ["--level", "3"], prog="bsrnn other").level == 3
+
+
+def test_what_is_required_may_stand_in_the_file(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("level: 4\n")
+    words = ["--config", str(tmp_path / "run.yaml")]
+    assert parse(OtherConfig, words, prog="bsrnn other").level == 4
 
 
 def test_preset_is_unknown_where_there_is_none():
