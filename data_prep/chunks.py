@@ -95,9 +95,9 @@ def track_activity(
 ) -> list[list[float]]:
     """Per chunk of ``chunk_samples`` and stem, the fraction of its parts in which the stem sounds.
 
-    A part sounds when its power (sum over channels, mean over samples) exceeds both the 15 %
-    quantile of the stem's parts over the whole track and ACTIVITY_FLOOR: the source-activity
-    detection of the BSRNN paper (arXiv 2209.15174).
+    A part sounds when its power (sum over channels, mean over samples) exceeds ACTIVITY_FLOOR and
+    is not below the 15 % quantile of the stem's parts over the whole track: the source-activity
+    detection of the BSRNN paper (arXiv 2209.15174). A stem of steady level sounds throughout.
     """
     edges = np.unique(np.linspace(0, chunk_samples, SUB_CHUNKS + 1).astype(int))[:-1]
     powers = []
@@ -107,8 +107,10 @@ def track_activity(
         counts = np.diff(starts, append=squares.shape[-1])
         powers.append(gain**2 * np.add.reduceat(squares, starts, axis=-1) / counts)
     quantile = np.quantile(np.concatenate(powers, axis=-1), ACTIVITY_QUANTILE, axis=-1)
-    threshold = np.maximum(quantile, ACTIVITY_FLOOR)[:, None]
-    return [(power > threshold).mean(axis=-1).tolist() for power in powers]
+    return [
+        ((power >= quantile[:, None]) & (power > ACTIVITY_FLOOR)).mean(axis=-1).tolist()
+        for power in powers
+    ]
 
 
 def _padded_parts(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep.atomic import AtomicPath
 from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
-from data_prep.tracks import FileStamp, Split
+from data_prep.tracks import SPLITS, FileStamp, Split
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -54,6 +55,19 @@ class Manifest:
     tracks: tuple[PreparedTrack, ...]
     left_out: dict[str, str]
     """Tracks that could not be used ("split/name"), and why."""
+
+    @classmethod
+    def of(
+        cls, config: PrepConfig, tracks: Iterable[PreparedTrack], left_out: dict[str, str]
+    ) -> Self:
+        """The manifest of a dataset made with ``config``; tracks by split and name."""
+        return cls(
+            config=json.loads(json.dumps(dataclasses.asdict(config))),
+            config_hash=hash_of(content_config(config)),
+            stems=config.source.stem_names,
+            tracks=tuple(sorted(tracks, key=lambda t: (SPLITS.index(t.split), t.name))),
+            left_out=left_out,
+        )
 
     @property
     def hash(self) -> str:

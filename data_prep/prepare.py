@@ -245,14 +245,7 @@ def _task(row: dict[str, Any], config: PrepConfig, folder: Path, stop: Path) -> 
 
 def _finish(plan: Plan, prepared: list[PreparedTrack], left_out: dict[str, str]) -> Manifest:
     """Write the manifest unless it says the same already, and remove the shards not in it."""
-    order = {split: position for position, split in enumerate(SPLITS)}
-    manifest = Manifest(
-        config=json.loads(json.dumps(dataclasses.asdict(plan.config))),
-        config_hash=hash_of(content_config(plan.config)),
-        stems=plan.config.source.stem_names,
-        tracks=tuple(sorted(prepared, key=lambda t: (order[t.split], t.name))),
-        left_out=left_out,
-    )
+    manifest = Manifest.of(plan.config, prepared, left_out)
     if _old_manifest(plan.folder) != manifest:
         manifest.write(plan.folder)
     wanted = {track.shard for track in manifest.tracks}
