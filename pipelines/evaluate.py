@@ -3,7 +3,6 @@
 bsrnn evaluate --checkpoint_fp runs/demo/best --musdbhq_location musdb18hq
 """
 
-import functools
 import json
 import logging
 import os
@@ -213,11 +212,17 @@ def _workers(config: EvaluateConfig, num_tracks: int, longest: AudioInfo) -> tup
     return gpu, max(1, min(limit, num_tracks))
 
 
-@functools.lru_cache(maxsize=1)
+_loaded: dict[str, BSRNN] = {}
+"""In a worker process: the model of the evaluation that it works for."""
+
+
 def _model_of(evaluation: str, checkpoint: str, device: str) -> BSRNN:
     """A checkpoint's model, loaded once per worker process and ``evaluation``."""
-    torch.set_num_threads(1)  # a song per core is faster than a core more per song
-    return load(checkpoint, device)
+    if evaluation not in _loaded:
+        _loaded.clear()
+        torch.set_num_threads(1)  # a song per core is faster than a core more per song
+        _loaded[evaluation] = load(checkpoint, device)
+    return _loaded[evaluation]
 
 
 def _score_on_ray(
