@@ -83,11 +83,14 @@ def _read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         raise BadInput(f"{folder}: there is no such checkpoint folder")
     file = found / CONFIG_FILE
     try:
-        return found, json.loads(file.read_text())
+        content = json.loads(file.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{folder}: not a checkpoint, its {CONFIG_FILE} cannot be read ({error})"
         ) from error
+    return found, content
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
