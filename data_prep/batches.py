@@ -119,6 +119,9 @@ class RemixedBatches:
             samples = torch.from_numpy(frames).to(torch.float32, copy=True)
             samples *= row.std
             played[stem] = self._augment(samples, random) if self.config.remix else samples
+        if self.config.one_channel:
+            channel = int(random.integers(next(iter(played.values())).shape[1]))
+            played = {stem: samples[:, [channel]] for stem, samples in played.items()}
         mixture = torch.stack(list(played.values())).sum(0)
         return mixture, torch.stack([played[stem] for stem in self.stems])
 

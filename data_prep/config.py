@@ -85,6 +85,8 @@ class RemixConfig:
     """Turn a stem's sign with probability 1/2."""
     swap_channels: bool = True
     """Exchange a stem's left and right with probability 1/2."""
+    one_channel: bool = False
+    """Train on one channel of each example, drawn anew: half the work of a stereo example."""
     sad: bool = False
     """Source-activity detection: draw only chunks in which the stem plays."""
     pool_chunks: int = 8

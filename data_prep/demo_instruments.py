@@ -48,7 +48,9 @@ def unit_peak(samples: Samples) -> Samples:
     return samples / max(1e-9, float(np.abs(samples).max()))
 
 
-def noise_band(n: int, low_hz: float, high_hz: float, rate: int, rng: np.random.Generator):
+def noise_band(
+    n: int, low_hz: float, high_hz: float, rate: int, rng: np.random.Generator
+) -> Samples:
     """White noise [n] between two frequencies, at unit peak."""
     noise = filtered(rng.standard_normal(n), "high", low_hz, rate)
     return unit_peak(filtered(noise, "low", high_hz, rate))
@@ -217,7 +219,14 @@ DRUMS: dict[str, Callable[[Kit, int, np.random.Generator], Samples]] = {
 # Pitched instruments ----------------------------------------------------------------------------
 
 
-def pluck(pitch: float, seconds: float, decay: float, brightness: float, rate: int, rng) -> Samples:
+def pluck(
+    pitch: float,
+    seconds: float,
+    decay: float,
+    brightness: float,
+    rate: int,
+    rng: np.random.Generator,
+) -> Samples:
     """A plucked string [n]: a period that loses its highs every time round (Karplus-Strong).
 
     Every period is the one before it through a two-tap average, here as powers of that filter's

@@ -8,6 +8,9 @@ from data_prep import demo_instruments as sound
 from data_prep.demo_instruments import Kit, Samples
 from data_prep.demo_score import Song, held, pick, place
 
+Note = tuple[float, float, float, float]
+"""Start and length in seconds, pitch in MIDI notes, velocity."""
+
 PATTERNS = {
     "rock": {"kick": "X.......X.x.....", "snare": "....X.......X...", "hat": "X.x.X.x.X.x.X.x."},
     "four": {
@@ -147,7 +150,7 @@ def play_bass(song: Song) -> Samples:
     return np.tile(voice(song, notes, rng), (2, 1)) * np.sqrt(0.5)
 
 
-def _synth_bass(song: Song, notes: list[tuple[float, float, float, float]], rng) -> Samples:
+def _synth_bass(song: Song, notes: list[Note], rng: np.random.Generator) -> Samples:
     rate, n = song.sample_rate, song.num_samples
     pitch, level, bite = np.full(n, 36.0), np.zeros(n), np.zeros(n)
     for start, seconds, note, velocity in notes:
@@ -170,7 +173,7 @@ def _synth_bass(song: Song, notes: list[tuple[float, float, float, float]], rng)
     return np.tanh(1.2 * (dark * level + rng.uniform(0.3, 0.9) * bright * bite))
 
 
-def _electric_bass(song: Song, notes: list[tuple[float, float, float, float]], rng) -> Samples:
+def _electric_bass(song: Song, notes: list[Note], rng: np.random.Generator) -> Samples:
     rate = song.sample_rate
     brightness = rng.uniform(0.05, 0.3)
 

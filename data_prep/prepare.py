@@ -33,7 +33,7 @@ from data_prep.manifest import (
     content_config,
     hash_of,
 )
-from data_prep.shards import DTYPES, ROW_OVERHEAD_BYTES, ShardHeader, read_header, write_shard
+from data_prep.shards import ShardHeader, read_header, shard_bytes, write_shard
 from data_prep.tracks import (
     SPLITS,
     FileStamp,
@@ -284,9 +284,9 @@ def _new_job(track: Track, config: PrepConfig) -> Job:
     info = inspect_track(track, source.stem_names, source.lengths)
     num_samples = math.ceil(info.num_samples * stft.sample_rate / info.sample_rate)
     rows = math.ceil(stft.num_frames(num_samples) / config.chunk_frames)
-    numbers = config.chunk_frames * info.channels * stft.num_bins * 2 * len(source.stem_names)
-    row_bytes = numbers * DTYPES[config.chunk.dtype].itemsize + ROW_OVERHEAD_BYTES
-    return Job(track, info.num_samples / info.sample_rate, rows * row_bytes)
+    shape = (config.chunk_frames, info.channels, stft.num_bins, 2)
+    size = shard_bytes(rows, len(source.stem_names), shape, config.chunk.dtype)
+    return Job(track, info.num_samples / info.sample_rate, size)
 
 
 def _shard(track: Track) -> str:

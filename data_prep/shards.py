@@ -15,6 +15,7 @@ is that of the samples as they were.
 
 import dataclasses
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -40,8 +41,9 @@ from data_prep.tracks import FileStamp, Split
 
 OPEN_SHARDS = 32
 """Shards that a thread keeps open."""
-ROW_OVERHEAD_BYTES = 3072
-"""Upper bound of what a row takes besides its STFTs: page headers, and its part of the footer."""
+FOOTER_BYTES = 8192
+COLUMN_BYTES = 128
+"""A little more than a shard takes besides its arrays: once, and per column of every row."""
 DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -119,6 +121,13 @@ def shard_schema(header: ShardHeader) -> pa.Schema:
         ],
         metadata=header.to_metadata(),
     )
+
+
+def shard_bytes(num_rows: int, num_stems: int, shape: tuple[int, int, int, int], dtype: str) -> int:
+    """Size of a shard of ``num_rows`` rows before it is written, a little too high."""
+    arrays = num_stems * math.prod(shape) * DTYPES[dtype].itemsize
+    columns = len(_PLAIN_FIELDS) + 4 + 2 * num_stems
+    return FOOTER_BYTES + num_rows * (arrays + columns * COLUMN_BYTES)
 
 
 def encode_stft(stft: Complex[Tensor, "C F T"], dtype: str) -> np.ndarray:

@@ -24,10 +24,11 @@ from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import leaf_values, save_yaml
+from pipelines.config_files import save_yaml
 from pipelines.launch import Launch, launch_training, start_ray
 from pipelines.prep import prepare_shards
 from pipelines.training import TrainingJob
+from pipelines.training_state import differences, initial_model
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def run(config: TrainConfig) -> Path:
     shards = _shards(config)
     dataset = ShardDataset.open(shards)
     dataset.check(config.prep, config.part)
+    # Refuses a checkpoint that does not fit here, before any worker is started.
+    initial_model(config)
     launch = _launch(config, folder, dataset, before)
     save_yaml(config, folder / CONFIG_FILE)
     status = "FAILED"
@@ -90,13 +93,14 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         raise BadInput(f"{folder} holds a run already: take another --name, or give --resume")
     last = existing_folder(folder / "last")
     if last is not None:
-        trained = load(last).config
-        if trained != config.bsrnn:
-            was, now = trained.to_dict(), config.bsrnn.to_dict()
-            changed = [name for name in was if was[name] != now[name]]
+        trained = load(last)
+        changed = differences(trained.config, config.bsrnn)
+        if trained.stems != config.part:
+            changed.append(f"part is {', '.join(trained.stems)} and not {', '.join(config.part)}")
+        if changed:
             raise BadInput(
-                f"{folder} was trained with another model (differs in {', '.join(changed)}): "
-                f"take its options from {folder / CONFIG_FILE}, or another --name"
+                f"{folder} holds another model: {'; '.join(changed)}; resume it with "
+                f"--config {folder / CONFIG_FILE}, or take another --name"
             )
     return json.loads(file.read_text())
 
@@ -129,7 +133,7 @@ def _launch(
             "git_commit": commit,
             "manifest_hash": dataset.manifest_hash,
         }
-        params = leaf_values(config)
+        params = tracking.flatten(config)
         run_id = tracking.create_run(uri, config.experiment, config.name, params, tags)
         record = {"run_id": run_id, "tracking_uri": uri}
         report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")

@@ -91,6 +91,8 @@ class TrainConfig:
     """Stem to estimate; repeat it for several heads on one trunk."""
     out: str = "runs"
     """Folder that holds the runs."""
+    checkpoint_fp: str | None = None
+    """Checkpoint folder whose weights to start from; heads for other stems start anew."""
     shards: str | None = None
     """Folder of prepared shards (prepared from --musdbhq_location when not given)."""
     experiment: str = "bsrnn"

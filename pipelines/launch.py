@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from pipelines.training import Events, Training, TrainingJob
 
 SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
+LOOPBACK = "127.0.0.2"
+"""Where a local Ray listens on Linux: Ray takes 127.0.0.1 to mean the routable address. Elsewhere
+it keeps to loopback by itself."""
 AUTH_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -41,7 +45,7 @@ def start_ray(num_workers: int = 0) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=LOOPBACK if sys.platform == "linux" else None,
         )
     except ValueError:
         # Only a new Ray may be given its CPUs: `ray start` has been here, so join its cluster.

@@ -31,6 +31,7 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def as_text(value: object) -> str:
+    """A parameter's value as MLflow shows it."""
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     if isinstance(value, list | tuple | dict):

@@ -32,6 +32,7 @@ def database_file(uri: str) -> Path | None:
 
 
 def is_http(uri: str) -> bool:
+    """Whether a store is behind a server."""
     return uri.startswith(("http://", "https://"))
 
 

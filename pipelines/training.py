@@ -23,7 +23,7 @@ from bsrnn_core.separation import separate
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
 from pipelines.config import TrainConfig
-from pipelines.training_state import TrainingState
+from pipelines.training_state import TrainingState, initial_model
 
 VALIDATION_OVERLAP = 0.25
 """Validation is there to compare epochs, so it overlaps its windows less than evaluation does."""
@@ -94,7 +94,7 @@ class Training:
             world_size=self.world_size,
         )
         torch.manual_seed(self.config.seed)
-        model = BSRNN(bsrnn).to(device)
+        model = initial_model(self.config).to(device)
         self.state = TrainingState(model, optim, self.batches.steps_per_epoch)
         if checkpoint.existing_folder(self.last_folder):
             self.state.restore(self.last_folder, self.rank)

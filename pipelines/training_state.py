@@ -12,10 +12,33 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from bsrnn_core import BSRNN, BadInput, checkpoint
-from pipelines.config import OptimConfig
+from bsrnn_core import BSRNN, BadInput, BsrnnConfig, checkpoint
+from pipelines.config import OptimConfig, TrainConfig
+from pipelines.config_files import leaf_values
 
 STATE_FILE = "training_state.pt"
+
+
+def differences(was: BsrnnConfig, now: BsrnnConfig) -> list[str]:
+    """What makes the weights of two models unlike: "feature_dim is 32 and not 64" ..."""
+    before = {**leaf_values(was.stft), "hop_samples": was.stft.hop, **leaf_values(was.model)}
+    after = {**leaf_values(now.stft), "hop_samples": now.stft.hop, **leaf_values(now.model)}
+    return [f"{k} is {before[k]} and not {after[k]}" for k in before if before[k] != after[k]]
+
+
+def initial_model(config: TrainConfig) -> BSRNN:
+    """A fresh model, or one that starts from the weights of ``config.checkpoint_fp``.
+
+    Heads are taken over when the stems are the same. Raises BadInput, naming the difference, when
+    the checkpoint is of another STFT, band schema or size.
+    """
+    if config.checkpoint_fp is None:
+        return BSRNN(config.bsrnn)
+    model = checkpoint.load(config.checkpoint_fp)
+    changed = differences(model.config, config.bsrnn)
+    if changed:
+        raise BadInput(f"{config.checkpoint_fp} is of another model: {', '.join(changed)}")
+    return model if model.stems == config.part else model.graft(config.part)
 
 
 def learning_rate_factor(step: int, optim: OptimConfig, steps_per_epoch: int) -> float:
