@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -38,7 +39,10 @@ def initial_model(config: TrainConfig) -> BSRNN:
     changed = differences(model.config, config.bsrnn)
     if changed:
         raise BadInput(f"{config.checkpoint_fp} is of another model: {', '.join(changed)}")
-    return model if model.stems == config.part else model.graft(config.part)
+    model = model if model.stems == config.part else model.graft(config.part)
+    # The length of a crop is this training's own.
+    model.config = config.bsrnn
+    return model
 
 
 def learning_rate_factor(step: int, optim: OptimConfig, steps_per_epoch: int) -> float:
@@ -126,20 +130,26 @@ class TrainingState:
         checkpoint.replace_folder(folder, write)
 
     def restore(self, folder: Path, rank: int) -> None:
-        """Take up the state of ``folder``. Raises BadInput when it is of another model."""
+        """Take up the state of ``folder``. Raises BadInput if it is damaged or of another model."""
         found = checkpoint.existing_folder(folder) or folder
         try:
             state = torch.load(found / STATE_FILE, weights_only=True, map_location="cpu")
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            raise BadInput(
+                f"{folder}: cannot go on from this checkpoint, its {STATE_FILE} is missing or "
+                "damaged; remove the folder to begin anew, or give another name"
+            ) from error
+        try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BadInput(
                 f"{folder}: cannot go on from this checkpoint ({error}); was it trained with "
                 f"other options?"
             ) from error
-        self.progress = Progress(**state["progress"])
         if rank < len(state["rng_states"]):
             torch.set_rng_state(state["rng_states"][rank])
