@@ -1,0 +1,120 @@
+"""Two workers: processes joined by gloo that train as one does, and stop together."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines import training
+from pipelines.config import ClusterConfig
+from pipelines.training import Events, Training, TrainingJob
+
+CPU = torch.device("cpu")
+
+
+def train(job: TrainingJob, distributed: bool) -> dict[str, Any]:
+    """Run a training and note what it did."""
+    notes: dict[str, Any] = {"batches": [], "gradients": [], "metrics": [], "epochs": []}
+    events = Events(
+        on_metrics=lambda step, metrics: notes["metrics"].append((step, metrics)),
+        on_epoch=notes["epochs"].append,
+    )
+    wrap = DistributedDataParallel if distributed else lambda model: model
+    made = Training(job, device=CPU, wrap=wrap, events=events)
+    train_step = made.train_step
+
+    def noting(batch: Any) -> Any:
+        outcome = train_step(batch)
+        notes["batches"].append(tuple(batch))
+        notes["gradients"].append([p.grad for p in made.state.model.parameters()])
+        return outcome
+
+    made.train_step = noting
+    made.run()
+    return {**notes, "weights": made.state.model.state_dict()}
+
+
+def train_until_rank_0_says_stop(job: TrainingJob) -> int:
+    """The step at which a budget of two and a half steps ended, by rank 0's clock alone."""
+    # Only rank 0 hears of steps: the other rank's clock stands still.
+    clock = SimpleNamespace(now=0.0)
+    training.time = SimpleNamespace(monotonic=lambda: clock.now)  # type: ignore[assignment]
+
+    def minute(_: object) -> None:
+        clock.now += 60
+
+    made = Training(job, device=CPU, wrap=DistributedDataParallel, events=Events(on_step=minute))
+    made.run()
+    return made.state.progress.step
+
+
+def work(rank: int, job: TrainingJob) -> None:
+    """What each of two processes does."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    meeting = f"file://{job.folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    notes = train(replace(job, folder=job.folder / "whole"), distributed=True)
+    budget = replace(job.config, optim=replace(job.config.optim, max_minutes=2.5))
+    notes["stopped_at"] = train_until_rank_0_says_stop(
+        replace(job, config=budget, folder=job.folder / "short")
+    )
+    torch.save(notes, job.folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def notes(
+    tiny_config, tiny_shards, tmp_path_factory
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one worker and each of two note of the same training."""
+    folder = tmp_path_factory.mktemp("workers")
+    config = replace(tiny_config, optim=replace(tiny_config.optim, log_every_steps=1))
+    job = TrainingJob(config=config, folder=folder / "one", shards=tiny_shards, metadata={})
+    alone = train(job, distributed=False)
+
+    config = replace(config, cluster=ClusterConfig(num_workers=2))
+    job = replace(job, config=config, folder=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # The processes import this file by its name.
+        patch.syspath_prepend(Path(__file__).parents[2])
+        spawn(work, (job,), nprocs=2)
+    return alone, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+def test_one_worker_equals_two(notes):
+    alone, ranks = notes
+    assert len(alone["batches"]) == len(ranks[0]["batches"]) == len(ranks[1]["batches"]) == 4
+    for whole, *shares in zip(alone["batches"], *(rank["batches"] for rank in ranks), strict=True):
+        for part, *part_shares in zip(whole, *shares, strict=True):
+            assert torch.equal(torch.cat(part_shares), part)
+    for expected, *both in zip(*(n["gradients"][0] for n in (alone, *ranks)), strict=True):
+        assert torch.equal(*both)
+        torch.testing.assert_close(both[0], expected, rtol=1e-4, atol=1e-7)
+    for name, weight in alone["weights"].items():
+        assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
+        torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=0, atol=1e-5)
+
+
+def test_rank_0_logs_what_one_worker_does(notes):
+    alone, ranks = notes
+    assert ranks[1]["metrics"] == []
+    assert ranks[0]["epochs"] == ranks[1]["epochs"]
+    for (step, metrics), (expected_step, expected) in zip(
+        ranks[0]["metrics"], alone["metrics"], strict=True
+    ):
+        for values in (metrics, expected):
+            values.pop("train/steps_per_second", None)
+        assert step == expected_step
+        assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_all_ranks_stop_at_the_same_step(notes):
+    assert [rank["stopped_at"] for rank in notes[1]] == [3, 3]
