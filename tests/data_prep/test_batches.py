@@ -281,6 +281,21 @@ def test_switches_turn_each_of_it_off():
     assert (swapped[:, 0] == 2).any()
 
 
+@pytest.mark.parametrize("remix", [True, False])
+def test_one_channel_takes_the_same_of_all_stems(remix):
+    config = replace(PLAIN, remix=remix, one_channel=True)
+    seen = []
+    for mixture, references in batches(config=config, steps_per_epoch=20).epoch(0):
+        assert mixture.shape == (6, 1, BINS, 3)
+        assert references.shape == (6, len(STEMS), 1, BINS, 3)
+        assert torch.equal(mixture, references.sum(1))
+        channels = references[:, :, 0, 2, 0].real
+        assert torch.equal(channels, channels[:, :1].expand_as(channels))
+        seen += channels[:, 0].tolist()
+    assert 0.3 < seen.count(1) / len(seen) < 0.7
+    assert seen.count(1) + seen.count(2) == len(seen)
+
+
 def test_sad_draws_chunks_in_which_the_stem_plays():
     dataset = Songs()
     # Vocals play in the second half of each song; a half is not enough.
