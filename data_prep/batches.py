@@ -61,12 +61,20 @@ class RemixedBatches:
         """``stems`` are those trained; ``batch_size`` counts the examples of all workers.
 
         ``steps_per_epoch`` is one pass over the stored chunks when not given. Raises BadInput when
-        the training split is empty.
+        the training split is empty, or its songs' channels do not go together.
         """
         self.rows = dataset.rows("train")
         if not self.rows:
             raise BadInput(f"{dataset.folder}: there is no training chunk in this dataset")
         assert batch_size % world_size == 0
+        channels = {track.channels for track in dataset.tracks("train")}
+        if len(channels - {1}) > 1:
+            counts = ", ".join(map(str, sorted(channels)))
+            raise BadInput(
+                f"{dataset.folder}: its songs have {counts} channels; prepare mono and stereo only"
+            )
+        self.channels = max(channels)
+        """Channels of a batch: a mono song among stereo ones sounds alike on both."""
         self.dataset = dataset
         self.config = config
         self.stems = stems
@@ -116,7 +124,8 @@ class RemixedBatches:
             if start is None or self.config.remix:
                 start = int(random.integers(max(0, row.num_frames - self.crop_frames) + 1))
             frames = self._stem(row_index, stem)[start : start + self.crop_frames]
-            samples = torch.from_numpy(frames).to(torch.float32, copy=True)
+            samples = torch.from_numpy(frames).expand(-1, self.channels, -1, -1)
+            samples = samples.to(torch.float32, copy=True)
             samples *= row.std
             played[stem] = self._augment(samples, random) if self.config.remix else samples
         if self.config.one_channel:

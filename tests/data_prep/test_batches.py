@@ -13,6 +13,7 @@ from torch import Tensor
 from bsrnn_core.errors import BadInput
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.config import RemixConfig
+from data_prep.manifest import PreparedTrack
 from data_prep.shards import ChunkRow, ShardDataset
 
 STEMS = ("vocals", "drums", "bass", "other")
@@ -29,7 +30,14 @@ class Songs(ShardDataset):
     bin 3 the stem in its imaginary part: after the std is multiplied back.
     """
 
-    def __init__(self, songs: int = 6, last_frames: int = FRAMES, **fields: object) -> None:
+    def __init__(
+        self,
+        songs: int = 6,
+        last_frames: int = FRAMES,
+        channels: dict[str, int] | None = None,
+        **fields: object,
+    ) -> None:
+        self.channels = channels or {}
         self.folder = Path("songs")
         self.stems = STEMS
         self.reads: Counter[tuple[int, str]] = Counter()
@@ -57,6 +65,22 @@ class Songs(ShardDataset):
     def rows(self, split: str) -> list[ChunkRow]:
         return self.train if split == "train" else []
 
+    def tracks(self, split: str) -> list[PreparedTrack]:
+        return [
+            PreparedTrack(
+                name=name,
+                split="train",
+                num_samples=0,
+                channels=self.channels.get(name, CHANNELS),
+                shard="",
+                rows=CHUNKS,
+                bytes=0,
+                sha256="",
+                inputs={},
+            )
+            for name in dict.fromkeys(row.track for row in self.rows(split))
+        ]
+
     def read_stem(self, row: ChunkRow, stem: str) -> np.ndarray:
         index = self.train.index(row)
         self.reads[index, stem] += 1
@@ -65,6 +89,7 @@ class Songs(ShardDataset):
         values[:, :, 1, 0] = np.arange(FRAMES)[:, None] + 1
         values[:, :, 2, 0] = np.arange(CHANNELS) + 1
         values[:, :, 3, 1] = STEMS.index(stem) + 1
+        values = values[:, : self.channels.get(row.track, CHANNELS)]
         return (values / row.std).astype(np.float16)
 
 
@@ -339,6 +364,28 @@ def test_an_epoch_comes_past_all_chunks():
         pass
     # Two lanes, half of the chunks apart, move on by a chunk in two steps.
     assert {row for row, _ in dataset.reads} == set(range(200))
+
+
+@pytest.mark.parametrize("remix", [True, False])
+def test_mono_song_among_stereo_ones_sounds_alike_on_both_channels(remix):
+    dataset = Songs(channels={"song2": 1})
+    loader = batches(dataset, replace(PLAIN, remix=remix), steps_per_epoch=4)
+    seen = set()
+    for mixture, references in loader.epoch(0):
+        assert torch.equal(mixture, references.sum(1))
+        rows = rows_of(references).flatten().tolist()
+        for row, example in zip(rows, references.flatten(0, 1), strict=True):
+            mono = dataset.train[row].track == "song2"
+            assert example[:, 2, 0].tolist() == ([1, 1] if mono else [1, 2])
+            seen.add(mono)
+    assert seen == {True, False}
+
+
+def test_all_mono_and_other_channels():
+    songs = {f"song{i}": 1 for i in range(6)}
+    assert batches(Songs(channels=songs)).batch(0, 0).mixture.shape[1] == 1
+    with pytest.raises(BadInput, match="1, 2, 6 channels"):
+        batches(Songs(channels={"song0": 6, "song1": 1}))
 
 
 def test_batches_are_not_made_far_ahead_and_end_when_left():
