@@ -24,7 +24,7 @@ from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import save_yaml
+from pipelines.config_files import RUN_CONFIG, save_yaml
 from pipelines.launch import Launch, launch_training, start_ray
 from pipelines.prep import prepare_shards
 from pipelines.training import TrainingJob
@@ -32,7 +32,6 @@ from pipelines.training_state import differences, initial_model
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 SAMPLE_SECONDS = 30
 """Length of the sample that is kept of a validation song."""
@@ -53,7 +52,7 @@ def run(config: TrainConfig) -> Path:
     # Refuses a checkpoint that does not fit here, before any worker is started.
     initial_model(config)
     launch = _launch(config, folder, dataset, before)
-    save_yaml(config, folder / CONFIG_FILE)
+    save_yaml(config, folder / RUN_CONFIG)
     status = "FAILED"
     try:
         _launch_with_progress(launch)
@@ -100,7 +99,7 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         if changed:
             raise BadInput(
                 f"{folder} holds another model: {'; '.join(changed)}; resume it with "
-                f"--config {folder / CONFIG_FILE}, or take another --name"
+                f"--config {folder / RUN_CONFIG}, or take another --name"
             )
     return json.loads(file.read_text())
 
@@ -185,7 +184,7 @@ def _launch_with_progress(launch: Launch) -> None:
 def _keep_samples(launch: Launch, dataset: ShardDataset) -> None:
     """Separate a stretch of a validation song: files, a picture, and both in MLflow."""
     best, folder = launch.job.folder / "best", launch.job.folder / "samples"
-    artifacts = [(best, "checkpoint"), (launch.job.folder / CONFIG_FILE, "")]
+    artifacts = [(best, "checkpoint"), (launch.job.folder / RUN_CONFIG, "")]
     tracks = dataset.tracks("valid")
     if tracks:
         model = load(best)

@@ -154,6 +154,7 @@ def tiny() -> TrainConfig:
             lr_schedule="cosine",
             warmup_steps=50,
             ema_decay=0.99,
+            precision="auto",
             max_epochs=20,
             steps_per_epoch=50,
             valid_every_epochs=5,

@@ -21,6 +21,9 @@ from bsrnn_core.errors import BadInput
 
 Config = TypeVar("Config")
 
+RUN_CONFIG = "config.yaml"
+"""The file in a run's folder that holds all its options."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:

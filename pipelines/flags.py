@@ -12,12 +12,14 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from bsrnn_core.errors import BadInput
 from pipelines.config_files import (
+    RUN_CONFIG,
     Leaf,
     has_no_default,
     leaf_values,
@@ -71,6 +73,7 @@ def parse(
     if len(helpless) < len(words):
         return _by_tyro(config_class, ["--help"], prog, presets, preset)
     flags, file = _take(flags, "config", True)
+    file = file or _file_to_resume(flags, config_class)
     flags = _resolve_generic_bands(flags, known)
     flags = [_as_tyro_has_it(flag, known) for flag in flags]
     given = {flag.name.removeprefix("no_") for flag in flags} | {flag.name for flag in flags}
@@ -118,6 +121,16 @@ def _take(flags: list[Flag], name: str, known: bool) -> tuple[list[Flag], str | 
             raise BadInput(f"--{name} takes one value")
     others = [flag for flag in flags if flag.name != name]
     return others, mine[-1].values[0] if mine else None
+
+
+def _file_to_resume(flags: Sequence[Flag], config_class: type) -> str | None:
+    """The saved options of the run that ``--resume`` takes up: they need not be given again."""
+    said = {flag.name: " ".join(flag.values) for flag in flags}
+    if "name" not in said or said.get("resume", "false").lower() not in ("", "true"):
+        return None
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    file = Path(said.get("out", str(defaults["out"])), said["name"], RUN_CONFIG)
+    return str(file) if file.exists() else None
 
 
 def _resolve_generic_bands(flags: list[Flag], known: Mapping[str, Leaf]) -> list[Flag]:

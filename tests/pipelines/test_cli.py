@@ -14,7 +14,14 @@ from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from pipelines import cli
 from pipelines.config import PRESETS, TrainConfig, original
-from pipelines.config_files import leaf_values, leaves, read_yaml, save_yaml, with_values
+from pipelines.config_files import (
+    RUN_CONFIG,
+    leaf_values,
+    leaves,
+    read_yaml,
+    save_yaml,
+    with_values,
+)
 from pipelines.flags import parse
 
 
@@ -260,6 +267,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     assert "none.yaml cannot be read" in refusal("--config", str(tmp_path / "none.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "binary.yaml cannot be read" in refusal("--config", str(tmp_path / "binary.yaml"))
+
+
+def test_resume_takes_the_options_of_the_run(tmp_path: Path):
+    first = train("--name", "a", "--out", str(tmp_path), "--lr", "0.5", "--part", "bass")
+    save_yaml(first, tmp_path / "a" / RUN_CONFIG)
+    again = ["--name", "a", "--out", str(tmp_path)]
+    resumed = train(*again, "--resume", "--max_epochs", "7")
+    assert (resumed.optim.lr, resumed.part, resumed.optim.max_epochs) == (0.5, ("bass",), 7)
+    assert resumed.resume and not first.resume
+    for words in (again, [*again, "--resume", "false"], ["--name", "b", "--resume"]):
+        assert train(*words).optim.lr == TrainConfig().optim.lr
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path):
