@@ -46,6 +46,10 @@ from data_prep.tracks import (
 )
 
 
+class DiskFull(BadInput):
+    """No song is at fault, and leaving one out does not help."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A track whose shard is to be written, or at least to be looked at."""
@@ -113,7 +117,8 @@ def plan_dataset(config: PrepConfig, out: str | Path) -> Plan:
         raise BadInput(f"{folder} is a file: give a folder for the shards with --out")
     tracks = find_tracks(config.source)
     remove_stale(folder)
-    listed = _listed_tracks(folder)
+    before = _old_manifest(folder)
+    listed = {entry.shard: entry for entry in before.tracks} if before else {}
     jobs, kept, left_out = [], [], {}
     for track in tracks:
         entry = listed.get(_shard(track))
@@ -169,7 +174,7 @@ def carry_out(plan: Plan, progress: Callable[[PrepProgress], None] | None = None
 def prepare_track(track: Track, config: PrepConfig, folder: Path) -> PreparedTrack:
     """Write the shard of one track into ``folder`` unless it is there and made of the same bytes.
 
-    Raises BadInput when the track cannot be used, or the disk is full.
+    Raises BadInput when the track cannot be used, DiskFull when there is no room for it.
     """
     stems = config.source.stem_names
     inputs = fingerprint(track, stems)
@@ -194,7 +199,7 @@ def prepare_track(track: Track, config: PrepConfig, folder: Path) -> PreparedTra
             write_shard(folder / _shard(track), header, track_chunks(references, config))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise BadInput(
+                raise DiskFull(
                     f"the disk of {folder} is full: make room, then run again"
                 ) from error
             raise
@@ -212,7 +217,10 @@ def prepare_track(track: Track, config: PrepConfig, folder: Path) -> PreparedTra
 
 
 def _run_on_ray(plan: Plan, stop: Path) -> Iterator[tuple[Job, str | None, PreparedTrack | None]]:
-    """Each job with what came of it, as they end; neither error nor result when it was stopped."""
+    """Each job with what came of it, as they end; neither error nor result when it was stopped.
+
+    Raises DiskFull after what is running has come to its end.
+    """
     if not plan.jobs:
         return
     import ray.data
@@ -224,20 +232,28 @@ def _run_on_ray(plan: Plan, stop: Path) -> Iterator[tuple[Job, str | None, Prepa
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.enable_progress_bars = False
     task = functools.partial(_task, config=plan.config, folder=plan.folder, stop=stop)
+    full = ""
     for row in dataset.map(task).iter_rows():
+        if row["full"]:
+            full = row["full"]
+            stop.touch()
         result = PreparedTrack.from_dict(json.loads(row["result"])) if row["result"] else None
         yield plan.jobs[row["index"]], row["error"] or None, result
+    if full:
+        raise DiskFull(full)
 
 
 def _task(row: dict[str, Any], config: PrepConfig, folder: Path, stop: Path) -> dict[str, Any]:
     """Prepare the track of a row, on one core."""
-    answer = {"index": row["index"], "error": "", "result": ""}
+    answer = {"index": row["index"], "error": "", "full": "", "result": ""}
     if stop.exists():
         return answer
     torch.set_num_threads(1)
     track = Track(row["name"], row["split"], row["path"])
     try:
         result = prepare_track(track, config, folder)
+    except DiskFull as error:
+        return {**answer, "full": str(error)}
     except BadInput as error:
         return {**answer, "error": str(error)}
     return {**answer, "result": json.dumps(dataclasses.asdict(result))}
@@ -331,8 +347,3 @@ def _old_manifest(folder: Path) -> Manifest | None:
         return Manifest.read(folder)
     except BadInput:
         return None
-
-
-def _listed_tracks(folder: Path) -> dict[str, PreparedTrack]:
-    manifest = _old_manifest(folder)
-    return {track.shard: track for track in manifest.tracks} if manifest else {}

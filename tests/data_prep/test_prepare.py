@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import pickle
 import shutil
@@ -240,16 +241,22 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_fills_up_is_said_so(
+def test_a_full_disk_is_no_songs_fault(
     songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare_module, "write_shard", full)
-    track = Track("a", "train", str(songs / "train" / "a"))
-    with pytest.raises(BadInput, match=r"the disk of .* is full"):
-        prepare_track(track, config_of(songs), tmp_path / "out")
+    config = config_of(songs, skip_bad_tracks=True)
+    row = {"index": 3, "name": "a", "split": "train", "path": str(songs / "train" / "a")}
+    out, stop = tmp_path / "out", tmp_path / "stop"
+    answer = prepare_module._task(row, config, out, stop)
+    assert "is full: make room" in answer["full"]
+    assert (answer["error"], answer["result"], answer["index"]) == ("", "", 3)
+
+    stop.touch()
+    assert prepare_module._task(row, config, out, stop) == {**answer, "full": ""}
 
 
 def test_changing_lengths_touches_only_the_tracks_that_it_matters_to(
