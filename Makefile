@@ -23,7 +23,7 @@ apt = as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
 	&& $$as_root env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(1) >/dev/null
 
-.PHONY: help setup ffmpeg demo test lint lock clean
+.PHONY: help setup ffmpeg demo test proof lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -35,6 +35,9 @@ demo: setup  ## the whole job on a corpus made on the spot (DEMO_ARGS: flags of 
 
 test: setup  ## all tests but the slow proofs (TEST_ARGS: arguments of pytest)
 	@$(PYTHON) -m pytest -m "not proof" $(TEST_ARGS)
+
+proof: setup  ## the slow proofs: servers that die, programs that race
+	@$(PYTHON) -m pytest -m proof $(TEST_ARGS)
 
 lint: setup  ## ruff, its format check, and pyright
 	@.venv/bin/ruff check .

@@ -20,7 +20,7 @@ from pipelines.config import TrainConfig, tiny
 PART = "drums"
 """The stem that the demo separates."""
 NUM_WORKERS = 2
-MAX_EPOCHS = 5
+MAX_EPOCHS = 4
 """Epochs of the tiny preset that the demo takes, as its learning rate's whole schedule."""
 
 
