@@ -45,12 +45,12 @@ def run(config: TrainConfig) -> Path:
     config = _complete(config)
     folder = Path(config.out).resolve() / config.name
     before = _previous_run(config, folder)
+    # Refuses impossible bands and a checkpoint that does not fit before anything long begins.
+    initial_model(config)
     start_ray(config.cluster.num_workers)
     shards = _shards(config)
     dataset = ShardDataset.open(shards)
     dataset.check(config.prep, config.part)
-    # Refuses a checkpoint that does not fit here, before any worker is started.
-    initial_model(config)
     launch = _launch(config, folder, dataset, before)
     save_yaml(config, folder / RUN_CONFIG)
     status = "FAILED"
@@ -78,6 +78,12 @@ def _complete(config: TrainConfig) -> TrainConfig:
         raise BadInput(f"--part names a stem twice: {', '.join(config.part)}")
     if not config.shards and not config.source.musdbhq_location:
         raise BadInput("say where the music is: --musdbhq_location DIR, or --shards DIR")
+    unknown = [stem for stem in config.part if stem not in config.source.stem_names]
+    if unknown and not config.shards:
+        raise BadInput(
+            f"--part {unknown[0]} is not among the stems {', '.join(config.source.stem_names)}: "
+            "name those of your music with --stem_names"
+        )
     if config.seed < 0:
         return dataclasses.replace(config, seed=secrets.randbelow(2**31))
     return config

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bsrnn_core.audio_files import read_audio
+from bsrnn_core.checkpoint import read_metadata
 from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
 from data_prep.demo_songs import make_corpus
-from pipelines import base, evaluate, infer, plots, report
+from pipelines import base, evaluate, infer, plots, report, tracking
 from pipelines.config import TrainConfig, tiny
 
 PART = "drums"
@@ -64,18 +65,20 @@ def run(config: DemoConfig) -> Path:
     )
     print("5/5  drawing it")
     picture = _draw(track, estimate, out / "demo.png")
-    gain = evaluation.aggregate("usdr", "model", PART).value
+    score = evaluation.aggregate("usdr", "model", PART).value
     floor = evaluation.aggregate("usdr", "mixture", PART).value
+    known = read_metadata(best)
     report.show(
         "the demo",
         ("", ""),
         [
             [f"uSDR of {PART}: mixture", f"{floor:.2f} dB"],
-            [f"uSDR of {PART}: estimate", f"{gain:.2f} dB ({gain - floor:+.2f} dB)"],
+            [f"uSDR of {PART}: estimate", f"{score:.2f} dB ({score - floor:+.2f} dB)"],
             ["minutes", (time.perf_counter() - started) / 60],
             ["picture", str(picture)],
             ["listen", str(estimate)],
             ["checkpoint", best],
+            ["MLflow", tracking.run_url(known["mlflow_run_id"], known["mlflow_tracking_uri"])],
         ],
     )
     return picture
