@@ -37,7 +37,9 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
     previous = _previous(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
+    # A folder has one writer: what an earlier one left half-written is in nobody's use.
+    for unfinished in folder.parent.glob(f"{folder.name}.tmp.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir()
     try:
         write(temporary)

@@ -63,18 +63,10 @@ class RemixedBatches:
         ``steps_per_epoch`` is one pass over the stored chunks when not given. Raises BadInput when
         the training split is empty, or its songs' channels do not go together.
         """
-        self.rows = dataset.rows("train")
-        if not self.rows:
-            raise BadInput(f"{dataset.folder}: there is no training chunk in this dataset")
-        assert batch_size % world_size == 0
-        channels = {track.channels for track in dataset.tracks("train")}
-        if len(channels - {1}) > 1:
-            counts = ", ".join(map(str, sorted(channels)))
-            raise BadInput(
-                f"{dataset.folder}: its songs have {counts} channels; prepare mono and stereo only"
-            )
-        self.channels = max(channels)
+        self.channels = training_channels(dataset)
         """Channels of a batch: a mono song among stereo ones sounds alike on both."""
+        self.rows = dataset.rows("train")
+        assert batch_size >= world_size
         self.dataset = dataset
         self.config = config
         self.stems = stems
@@ -82,10 +74,9 @@ class RemixedBatches:
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch or max(1, len(self.rows) // batch_size)
         self.seed = seed
-        share = batch_size // world_size
-        self.lanes = range(rank * share, (rank + 1) * share)
+        self.lanes = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
-        self._stem = lru_cache(maxsize=share * config.pool_chunks * len(dataset.stems))(
+        self._stem = lru_cache(maxsize=len(self.lanes) * config.pool_chunks * len(dataset.stems))(
             self._read_stem
         )
 
@@ -171,6 +162,22 @@ class RemixedBatches:
 
     def _read_stem(self, row_index: int, stem: str) -> np.ndarray:
         return self.dataset.read_stem(self.rows[row_index], stem)
+
+
+def training_channels(dataset: ShardDataset) -> int:
+    """The channels of the training batches of a dataset.
+
+    Raises BadInput when it has no training songs, or their channels do not go together.
+    """
+    channels = {track.channels for track in dataset.tracks("train")}
+    if not channels:
+        raise BadInput(f"{dataset.folder}: there is no training song in this dataset")
+    if len(channels - {1}) > 1:
+        counts = ", ".join(map(str, sorted(channels)))
+        raise BadInput(
+            f"{dataset.folder}: its songs have {counts} channels; prepare mono and stereo only"
+        )
+    return max(channels)
 
 
 def _as_complex(values: Float[Tensor, "*batch T C F 2"]) -> Complex[Tensor, "*batch C F T"]:

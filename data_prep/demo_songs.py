@@ -24,8 +24,8 @@ from data_prep.demo_instruments import Samples
 from data_prep.demo_melody import play_other, play_vocals
 from data_prep.demo_rhythm import play_bass, play_drums
 from data_prep.demo_score import Song
+from data_prep.tracks import SPLITS
 
-SPLITS = ("train", "valid", "test")
 PLAYERS = {"vocals": play_vocals, "drums": play_drums, "bass": play_bass, "other": play_other}
 SETTINGS_FILE = "corpus.json"
 

@@ -139,9 +139,15 @@ def plan_dataset(config: PrepConfig, out: str | Path) -> Plan:
     return Plan(config, folder, tuple(jobs), tuple(kept), left_out)
 
 
-def carry_out(plan: Plan, progress: Callable[[PrepProgress], None] | None = None) -> Manifest:
+def carry_out(
+    plan: Plan,
+    progress: Callable[[PrepProgress], None] | None = None,
+    num_tasks: int | None = None,
+) -> Manifest:
     """Do what is planned, on Ray, and write the manifest.
 
+    ``num_tasks`` tracks at most are in work at once, each in one task's memory (one per CPU of Ray
+    when not given).
     Shards of tracks that are no longer part of the dataset are removed. Raises BadInput when the
     disk has no room, or when a track turns out unusable while ``skip_bad_tracks`` is off: what is
     running then comes to its end, nothing new is begun, and there is no manifest.
@@ -153,7 +159,7 @@ def carry_out(plan: Plan, progress: Callable[[PrepProgress], None] | None = None
         (plan.folder / MANIFEST_NAME).unlink(missing_ok=True)
     stop = plan.folder / f".stop{MARK}{socket.gethostname()}.{os.getpid()}"
     try:
-        for done, (job, error, result) in enumerate(_run_on_ray(plan, stop), 1):
+        for done, (job, error, result) in enumerate(_run_on_ray(plan, stop, num_tasks), 1):
             seconds += job.seconds
             if result:
                 prepared.append(result)
@@ -216,7 +222,9 @@ def prepare_track(track: Track, config: PrepConfig, folder: Path) -> PreparedTra
     )
 
 
-def _run_on_ray(plan: Plan, stop: Path) -> Iterator[tuple[Job, str | None, PreparedTrack | None]]:
+def _run_on_ray(
+    plan: Plan, stop: Path, num_tasks: int | None
+) -> Iterator[tuple[Job, str | None, PreparedTrack | None]]:
     """Each job with what came of it, as they end; neither error nor result when it was stopped.
 
     Raises DiskFull after what is running has come to its end.
@@ -232,8 +240,9 @@ def _run_on_ray(plan: Plan, stop: Path) -> Iterator[tuple[Job, str | None, Prepa
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.enable_progress_bars = False
     task = functools.partial(_task, config=plan.config, folder=plan.folder, stop=stop)
+    strategy = ray.data.TaskPoolStrategy(size=num_tasks)
     full = ""
-    for row in dataset.map(task).iter_rows():
+    for row in dataset.map(task, compute=strategy).iter_rows():
         if row["full"]:
             full = row["full"]
             stop.touch()

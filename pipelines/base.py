@@ -1,7 +1,7 @@
 """Train a model: shards when they are missing, then DDP on Ray Train, everything in MLflow.
 
     bsrnn train --part drums --musdbhq_location musdb18hq --name drums
-    ray submit cluster.yaml pipelines/base.py -- --part drums --shards /shared/shards --name drums
+    ray job submit -- python pipelines/base.py --part drums --shards /data/shards --name drums
 
 The results go to OUT/NAME: `best` and `last` (checkpoint folders), `config.yaml` (every option, as
 `--config` takes it), `run.json` (the MLflow run) and `samples/` (a validation song, separated).
@@ -20,12 +20,14 @@ from typing import Any
 from bsrnn_core import BadInput, load, separate
 from bsrnn_core.audio_files import write_audio
 from bsrnn_core.checkpoint import existing_folder, read_metadata
+from data_prep.batches import training_channels
+from data_prep.config import RemixConfig
 from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import RUN_CONFIG, save_yaml
-from pipelines.launch import Launch, launch_training, start_ray
+from pipelines.config_files import RUN_CONFIG, leaf_values, read_yaml, save_yaml
+from pipelines.launch import Launch, check_resources, launch_training, start_ray
 from pipelines.prep import prepare_shards
 from pipelines.training import TrainingJob
 from pipelines.training_state import differences, initial_model
@@ -33,6 +35,13 @@ from pipelines.training_state import differences, initial_model
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+FIXED = (
+    *(field.name for field in dataclasses.fields(RemixConfig)),
+    *("seed", "batch_size", "steps_per_epoch", "lr", "lr_schedule", "lr_decay"),
+    *("warmup_steps", "ema_decay"),
+)
+"""Options that a resumed run cannot change, beside its model and its data: the steps already made
+stand for them."""
 SAMPLE_SECONDS = 30
 """Length of the sample that is kept of a validation song."""
 
@@ -45,14 +54,21 @@ def run(config: TrainConfig) -> Path:
     config = _complete(config)
     folder = Path(config.out).resolve() / config.name
     before = _previous_run(config, folder)
-    # Refuses impossible bands and a checkpoint that does not fit before anything long begins.
-    initial_model(config)
+    if not before:
+        # Refuses impossible bands and a checkpoint that does not fit before anything long begins.
+        initial_model(config)
     start_ray(config.cluster.num_workers)
-    shards = _shards(config)
-    dataset = ShardDataset.open(shards)
+    check_resources(config.cluster)
+    dataset = ShardDataset.open(_shards(config))
     dataset.check(config.prep, config.part)
+    training_channels(dataset)
+    if before and before["manifest_hash"] != dataset.manifest_hash:
+        raise BadInput(
+            f"{dataset.folder} is not the dataset that {folder} was trained on: give that one with "
+            "--shards, or take another --name"
+        )
     launch = _launch(config, folder, dataset, before)
-    save_yaml(config, folder / RUN_CONFIG)
+    save_yaml(dataclasses.replace(config, resume=False), folder / RUN_CONFIG)
     status = "FAILED"
     try:
         _launch_with_progress(launch)
@@ -102,10 +118,17 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         changed = differences(trained.config, config.bsrnn)
         if trained.stems != config.part:
             changed.append(f"part is {', '.join(trained.stems)} and not {', '.join(config.part)}")
+        values = {**leaf_values(config), "part": list(config.part)}
+        saved = read_yaml(folder / RUN_CONFIG, TrainConfig)
+        changed += [
+            f"{name} is {saved[name]} and not {values[name]}"
+            for name in FIXED
+            if name in saved and saved[name] != values[name]
+        ]
         if changed:
             raise BadInput(
-                f"{folder} holds another model: {'; '.join(changed)}; resume it with "
-                f"--config {folder / RUN_CONFIG}, or take another --name"
+                f"{folder} is a run with other options: {'; '.join(changed)}; give --name and "
+                "--resume without them, or take another --name"
             )
     return json.loads(file.read_text())
 
@@ -114,7 +137,9 @@ def _shards(config: TrainConfig) -> Path:
     if config.shards:
         return Path(config.shards).resolve()
     music = str(Path(str(config.source.musdbhq_location)).resolve())
-    identity = hash_of([music, content_config(config.prep)])[:12]
+    source = config.source
+    choice = [source.portion, source.valid_fraction, source.split_seed, source.lengths]
+    identity = hash_of([music, choice, content_config(config.prep)])[:12]
     out = Path(config.out).resolve() / "shards" / f"{Path(music).name}-{identity}"
     prepare_shards(config.prep, out)
     return out
@@ -140,7 +165,11 @@ def _launch(
         }
         params = tracking.flatten(config)
         run_id = tracking.create_run(uri, config.experiment, config.name, params, tags)
-        record = {"run_id": run_id, "tracking_uri": uri}
+        record = {
+            "run_id": run_id,
+            "tracking_uri": uri,
+            "manifest_hash": dataset.manifest_hash,
+        }
         report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
     metadata = {
         "git_commit": commit,

@@ -2,8 +2,8 @@
 
     bsrnn train --part drums --musdbhq_location musdb18hq --name drums
 
-Exit codes: 0 success, 2 bad input (one sentence on stderr, no traceback), 130 interrupted,
-1 any other failure. Nothing heavy is imported before a command is chosen.
+Exit codes: 0 success, 2 bad input (one sentence on stderr, no traceback),
+1 any other failure, an interrupt among them. Nothing heavy is imported before a command is chosen.
 """
 
 import importlib
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except KeyboardInterrupt:
         print("bsrnn: interrupted", file=sys.stderr)
-        return 130
+        return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:

@@ -117,10 +117,10 @@ class TrainConfig:
                 f"crop_seconds = {self.crop_seconds:g} is longer than a stored chunk of "
                 f"{self.chunk.chunk_size_in_seconds:g} s"
             )
-        if self.optim.batch_size % self.cluster.num_workers:
+        if self.optim.batch_size < self.cluster.num_workers:
             raise BadInput(
-                f"batch_size = {self.optim.batch_size} does not divide over "
-                f"num_workers = {self.cluster.num_workers}"
+                f"batch_size = {self.optim.batch_size} leaves some of the "
+                f"num_workers = {self.cluster.num_workers} without an example"
             )
 
     @property

@@ -18,6 +18,7 @@ import tyro
 import yaml
 
 from bsrnn_core.errors import BadInput
+from data_prep.atomic import AtomicPath
 
 Config = TypeVar("Config")
 
@@ -117,11 +118,8 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 def save_yaml(config: object, path: str | os.PathLike[str]) -> None:
     """Write all values of a configuration, nested as its classes are; whole or not at all."""
     text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.tmp.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, target)
+    with AtomicPath(Path(path)) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

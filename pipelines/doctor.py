@@ -153,10 +153,11 @@ def driver_version() -> str | None:
 
 def check_cores() -> Finding:
     """The CPU cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if (cores or 1) < 2:
+    from pipelines.launch import cores
+
+    if cores() < 2:
         return Finding("cores", "limited", "1", "training and decoding share it: expect half speed")
-    return Finding("cores", "ok", str(cores))
+    return Finding("cores", "ok", str(cores()))
 
 
 def check_memory() -> Finding:

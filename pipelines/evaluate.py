@@ -5,7 +5,6 @@ bsrnn evaluate --checkpoint_fp runs/demo/best --musdbhq_location musdb18hq
 
 import json
 import logging
-import os
 import sys
 import time
 import uuid
@@ -27,7 +26,7 @@ from bsrnn_core.model import BSRNN
 from data_prep.config import SourceConfig
 from data_prep.tracks import Track, find_tracks, inspect_track
 from pipelines import report, tracking
-from pipelines.launch import start_ray
+from pipelines.launch import parallel_tasks, start_ray, use_gpu
 from pipelines.scoring import Evaluation, ScoringOptions, TrackScores, score_track
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class EvaluateConfig:
     num_workers: int | None = None
     """Songs scored at once (one per core or GPU when not given, as far as memory reaches)."""
     out: str | None = None
-    """Folder for the results (evaluation/SUBSET beside the checkpoint when not given)."""
+    """Folder for the results (evaluation/CHECKPOINT/SUBSET in the run's when not given)."""
     full_museval: bool = False
     """museval's ISR, SIR and SAR too, in the files per song: about a minute of work per song."""
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -74,7 +73,8 @@ class EvaluateConfig:
         """Where the results go."""
         if self.out is not None:
             return Path(self.out)
-        return Path(self.checkpoint_fp).absolute().parent / "evaluation" / self.subset
+        checkpoint = Path(self.checkpoint_fp).absolute()
+        return checkpoint.parent / "evaluation" / checkpoint.name / self.subset
 
 
 def run(config: EvaluateConfig) -> Evaluation:
@@ -189,12 +189,8 @@ def _first(skipped: dict[str, str]) -> str:
 def _workers(config: EvaluateConfig, num_tracks: int, longest: AudioInfo) -> tuple[bool, int]:
     """Whether each worker gets a GPU, and how many workers there are. Raises BadInput when more are
     asked for than the cluster can hold, or a GPU where there is none."""
-    there = ray.cluster_resources()
-    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
-    gpu = config.device != "cpu" and gpus > 0
-    if config.device == "cuda" and not gpu:
-        raise BadInput("device cuda was asked for, but Ray sees no GPU; leave --device at auto")
-    limit = gpus if gpu else cpus
+    gpu = use_gpu(config.device)
+    limit = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
     if config.num_workers is not None:
         if config.num_workers > limit:
             raise BadInput(
@@ -202,13 +198,10 @@ def _workers(config: EvaluateConfig, num_tracks: int, longest: AudioInfo) -> tup
                 f"{'GPUs' if gpu else 'CPUs'}: lower it"
             )
         return gpu, min(config.num_workers, num_tracks)
-    if not gpu and len(ray.nodes()) == 1:
-        # A local Ray has more logical CPUs than there are cores.
-        limit = min(limit, len(os.sched_getaffinity(0)))
     # Stems, estimates and the oracle's spectrograms, in units of a stem's 4 bytes a sample.
     stems = len(config.source.stem_names) + 1
     song_bytes = 4 * longest.num_samples * longest.channels * 8 * stems
-    limit = min(limit, int(there.get("memory", song_bytes) // song_bytes))
+    limit = limit if gpu else parallel_tasks(song_bytes)
     return gpu, max(1, min(limit, num_tracks))
 
 

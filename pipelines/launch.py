@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,23 +58,40 @@ def start_ray(num_workers: int = 0) -> None:
         token.chmod(0o600)
 
 
-def use_gpu(cluster: ClusterConfig) -> bool:
-    """Whether the workers get a GPU each. Raises BadInput when asked for and there is none."""
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_gpu(device: str) -> bool:
+    """Whether workers get a GPU each. Raises BadInput when asked for and there is none."""
     gpus = ray.cluster_resources().get("GPU", 0)
-    if cluster.device == "cuda" and not gpus:
+    if device == "cuda" and not gpus:
         raise BadInput("device cuda was asked for, but Ray sees no GPU; leave --device at auto")
-    return cluster.device != "cpu" and gpus > 0
+    return device != "cpu" and gpus > 0
 
 
-def check_resources(cluster: ClusterConfig, gpu: bool) -> None:
+def check_resources(cluster: ClusterConfig) -> None:
     """Raises BadInput when the cluster can never hold the workers, instead of waiting for ever."""
-    kind = "GPU" if gpu else "CPU"
+    kind = "GPU" if use_gpu(cluster.device) else "CPU"
     there = ray.cluster_resources().get(kind, 0)
     if cluster.num_workers > there:
         raise BadInput(
             f"num_workers = {cluster.num_workers} needs {cluster.num_workers} {kind}s, "
             f"but the cluster has {there:g}"
         )
+
+
+def parallel_tasks(task_bytes: float) -> int:
+    """Tasks of one core and ``task_bytes`` of memory that the cluster holds at once; at least 1."""
+    there = ray.cluster_resources()
+    limit = int(there.get("CPU", 1))
+    if len(ray.nodes()) == 1:
+        # A local Ray has more logical CPUs than there are cores.
+        limit = min(limit, cores())
+    return max(1, min(limit, int(there.get("memory", task_bytes) // max(1.0, task_bytes))))
 
 
 @ray.remote(num_cpus=0)
@@ -105,9 +124,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     launch: Launch = settings["launch"]
     config = launch.job.config
     context = ray.train.get_context()
-    cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(
-        config.cluster.threads_per_worker or max(1, cores // context.get_local_world_size())
+        config.cluster.threads_per_worker or max(1, cores() // context.get_local_world_size())
     )
     device = ray.train.torch.get_device()
     events = Events(on_epoch=ray.train.report)
@@ -132,15 +150,14 @@ def train_worker(settings: dict[str, Any]) -> None:
         Training(launch.job, device=device, wrap=wrap, events=events).run()
 
 
-def build_trainer(launch: Launch, board: Any = None, callbacks: list[Any] | None = None) -> Any:
+def build_trainer(launch: Launch, board: Any = None) -> Any:
     """A TorchTrainer for a training; gloo on CPUs and nccl on GPUs, chosen by Ray.
 
     ``board`` is a StatusBoard to post to. Ray's own files go to `ray/` in the run's folder;
     checkpoints are the training's own (training_state.py), so Ray keeps none.
     """
     config = launch.job.config
-    gpu = use_gpu(config.cluster)
-    check_resources(config.cluster, gpu)
+    gpu = use_gpu(config.cluster.device)
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"launch": launch, "board": board},
@@ -153,7 +170,6 @@ def build_trainer(launch: Launch, board: Any = None, callbacks: list[Any] | None
             name="ray",
             storage_path=str(launch.job.folder),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=callbacks,
         ),
     )
 
@@ -163,12 +179,21 @@ def launch_training(
 ) -> None:
     """Run a training to its end, calling ``show`` with its status twice a second.
 
-    Raises ray.train.TrainingFailedError when it failed more often than ``max_failures``.
+    Raises ray.train.TrainingFailedError when it failed more often than ``max_failures``, and
+    KeyboardInterrupt when it is interrupted.
     """
     board = StatusBoard.remote()
     trainer = build_trainer(launch, board)
-    with _polling(board, show):
-        trainer.fit()
+    # Ray's own handler of Ctrl-C ends the workers, but exits with 0 and stays in place for good.
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with _polling(board, show):
+            trainer.fit()
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Turn songs into shards of training data, a Ray task per song.
 
     bsrnn prep --musdbhq_location musdb18hq --out shards
-    ray submit cluster.yaml pipelines/prep.py --musdbhq_location /data/musdb18hq --out /data/shards
+    ray job submit -- python pipelines/prep.py --musdbhq_location /data/music --out /data/shards
 
 Run again, it prepares only what is missing or has changed.
 """
@@ -18,7 +18,7 @@ from data_prep.manifest import Manifest
 from data_prep.prepare import Plan, PrepProgress, carry_out, plan_dataset
 from data_prep.tracks import SPLITS
 from pipelines import report
-from pipelines.launch import start_ray
+from pipelines.launch import parallel_tasks, start_ray
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,9 @@ def _carry_out_with_progress(plan: Plan) -> Manifest:
                 rate=rate,
             )
 
-        return carry_out(plan, show)
+        # The longest song's stems, decoded, resampled and mixed.
+        task_bytes = 2 * max(job.bytes for job in plan.jobs)
+        return carry_out(plan, show, num_tasks=parallel_tasks(task_bytes))
 
 
 def _show_summary(manifest: Manifest, plan: Plan, wall_seconds: float) -> None:

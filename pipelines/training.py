@@ -94,9 +94,10 @@ class Training:
             world_size=self.world_size,
         )
         torch.manual_seed(self.config.seed)
-        model = initial_model(self.config).to(device)
+        resumed = checkpoint.existing_folder(self.last_folder) is not None
+        model = (BSRNN(bsrnn) if resumed else initial_model(self.config)).to(device)
         self.state = TrainingState(model, optim, self.batches.steps_per_epoch)
-        if checkpoint.existing_folder(self.last_folder):
+        if resumed:
             self.state.restore(self.last_folder, self.rank)
         if optim.compile:
             model.trunk.compile()
@@ -119,7 +120,6 @@ class Training:
         progress = self.state.progress
         while progress.epoch < self.config.optim.max_epochs and not progress.stopped_early:
             finished = self.train_epoch()
-            progress.elapsed_seconds = time.monotonic() - self.started
             metrics = {"epoch": float(progress.epoch), "step": float(progress.step)}
             if finished:
                 progress.epoch += 1
@@ -150,10 +150,17 @@ class Training:
         return True
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; returns the stems' losses [S] and the gradient's norm."""
+        """One step of the optimiser; returns the stems' losses [S] and the gradient's norm.
+
+        Workers may have unlike shares of the batch: the losses are weighted so that their mean
+        over workers, which DDP takes of the gradients, is that over the global batch.
+        """
         with self._autocast():
             estimates = self.network(batch.mixture)
-        losses = separation_loss(batch.mixture, batch.references, estimates, self.config.bsrnn.stft)
+        weight = len(batch.mixture) * self.world_size / self.config.optim.batch_size
+        losses = weight * separation_loss(
+            batch.mixture, batch.references, estimates, self.config.bsrnn.stft
+        )
         self.state.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
         norm = nn.utils.clip_grad_norm_(
@@ -169,7 +176,7 @@ class Training:
         Updates the best checkpoint and the early stopping, alike on all ranks.
         """
         model = self.state.scored_model.eval()
-        tracks = sorted({row.track for row in self.dataset.rows("valid")})
+        tracks = sorted(track.name for track in self.dataset.tracks("valid"))
         mine = tracks[self.rank :: self.world_size]
         scores = {track: self._track_scores(model, track) for track in mine}
         gathered: list[dict[str, list[float]]] = [scores]
@@ -201,7 +208,8 @@ class Training:
         mean = sum(known) / len(known) if known else math.nan
         metrics["valid/usdr_mean"] = mean
         # Without validation songs there is nothing to choose by: the newest is the best.
-        if math.isnan(mean) or mean > progress.best_usdr:
+        nothing_known = math.isnan(mean) and progress.best_usdr == -math.inf
+        if nothing_known or mean > progress.best_usdr:
             progress.best_usdr = progress.best_usdr if math.isnan(mean) else mean
             progress.best_epoch = progress.epoch
             if self.rank == 0:
@@ -214,6 +222,7 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint to resume from (rank 0, with the RNG states of all)."""
+        self.state.progress.elapsed_seconds = time.monotonic() - self.started
         states = [torch.get_rng_state()]
         if self.world_size > 1:
             gathered: list[Tensor] = [states[0]] * self.world_size
@@ -264,8 +273,14 @@ class Training:
 
     def _log_training(self, meter: "LossMeter") -> None:
         metrics = meter.take(self.world_size)
+        if metrics and not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
+            # Alike on all ranks, and before a checkpoint could keep the spoiled weights.
+            raise FloatingPointError(
+                f"the loss or its gradient is no longer finite at step {self.state.progress.step}: "
+                "lower --lr, then --resume from the last checkpoint"
+            )
         if metrics and self.rank == 0:
-            metrics["train/lr"] = float(self.state.scheduler.get_last_lr()[0])
+            metrics["train/lr"] = self.state.learning_rate
             self.events.on_metrics(self.state.progress.step, metrics)
 
 

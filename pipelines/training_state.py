@@ -65,10 +65,11 @@ def averaged_model(model: BSRNN, decay: float) -> AveragedModel:
     """
 
     def average(averaged: Any, current: Any, count: Tensor | int) -> None:
-        number = int(count)
-        weight = 1 - min(decay, (1 + number) / (10 + number))
+        # As a tensor: a GPU is not waited for.
+        number = torch.as_tensor(count)
+        weight = 1 - ((1 + number) / (10 + number)).clamp_max(decay)
         for mean, value in zip(averaged, current, strict=True):
-            mean.lerp_(value, weight)
+            mean.lerp_(value, weight.to(mean.dtype))
 
     return AveragedModel(model, multi_avg_fn=average)
 
@@ -98,6 +99,8 @@ class TrainingState:
         )
         self.averaged = averaged_model(model, optim.ema_decay) if optim.ema_decay else None
         self.progress = Progress()
+        self.learning_rate = 0.0
+        """Of the last step."""
 
     @property
     def scored_model(self) -> BSRNN:
@@ -107,6 +110,7 @@ class TrainingState:
 
     def after_step(self) -> None:
         """Let the schedule and the averaged weights follow a step of the optimiser."""
+        self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         self.progress.step += 1
         if self.averaged:

@@ -415,9 +415,9 @@ def test_any_other_failure_logs_its_traceback_and_exits_with_1(
     assert "Traceback" in caplog.text
 
 
-def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupt_exits_with_1(monkeypatch: pytest.MonkeyPatch):
     failing_command(monkeypatch, KeyboardInterrupt())
-    assert cli.main(["train"]) == 130
+    assert cli.main(["train"]) == 1
 
 
 def test_the_overview_is_shown_without_loading_anything_heavy():

@@ -17,13 +17,13 @@ STEMS = ("voice", "drums", "strings")
 SONGS = {"train": ["a", "b", "c"], "valid": ["d"], "test": ["e"]}
 SMALL = shlex.split(
     "--sample_rate 8000 --n_fft 256 --band_schema v1 --feature_dim 4 --num_blstm_layers 1 "
-    "--mlp_dim 8 --chunk_size_in_seconds 0.5 --crop_seconds 0.4 --batch_size 2 --num_workers 2 "
+    "--mlp_dim 8 --chunk_size_in_seconds 0.5 --crop_seconds 0.4 --batch_size 3 --num_workers 2 "
     "--steps_per_epoch 2 --ema_decay 0.9 --log_every_steps 1"
 )
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return tmp_path
@@ -31,20 +31,22 @@ def workplace(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_from_songs_to_a_separated_song(
-    workplace: Path, uri: str, write_songs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    elsewhere: Path, uri: str, write_songs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ):
-    music = str(write_songs(workplace / "music", SONGS, stems=STEMS, num_samples=8000))
+    music = str(write_songs(elsewhere / "music", SONGS, stems=STEMS, num_samples=8000))
     words = ["--musdbhq_location", music, "--stem_names", *STEMS, "--part", "drums", "--name", "d"]
 
     assert main(["train", *words, *SMALL, "--max_epochs", "1"]) == 0
-    run = workplace / "runs" / "d"
+    run = elsewhere / "runs" / "d"
     assert load(run / "best").stems == ("drums",)
     assert read_metadata(run / "last")["step"] == 2
 
-    assert main(["train", *words, *SMALL, "--max_epochs", "1"]) == 2
+    assert main(["train", *words, *SMALL, "--max_epochs", "1"]) == 2  # the name is taken
     assert "take another --name, or give --resume" in capsys.readouterr().err
     assert main(["train", "--name", "d", "--resume", "--feature_dim", "6"]) == 2
     assert "feature_dim is 4 and not 6" in capsys.readouterr().err
+    assert main(["train", "--name", "d", "--resume", "--lr", "0.5"]) == 2
+    assert "lr is 0.001 and not 0.5" in capsys.readouterr().err
     assert main(["train", "--name", "d", "--resume", "--max_epochs", "2"]) == 0
     last = read_metadata(run / "last")
     assert (last["step"], last["epoch"]) == (4, 2)
@@ -52,12 +54,12 @@ def test_from_songs_to_a_separated_song(
     checkpoint = ["--checkpoint_fp", str(run / "best")]
     source = ["--musdbhq_location", music, "--stem_names", *STEMS]
     assert main(["evaluate", *checkpoint, *source]) == 0
-    scores = json.loads((run / "evaluation" / "test" / "e.json").read_text())
+    scores = json.loads((run / "evaluation" / "best" / "test" / "e.json").read_text())
     assert [part["name"] for part in scores["targets"]] == ["drums"]
 
     song = str(Path(music) / "test" / "e" / "strings.wav")
-    assert main(["infer", *checkpoint, "--input", song, "--out", str(workplace / "out")]) == 0
-    separated = soundfile.info(workplace / "out" / "strings-drums.wav")
+    assert main(["infer", *checkpoint, "--input", song, "--out", str(elsewhere / "out")]) == 0
+    separated = soundfile.info(elsewhere / "out" / "strings-drums.wav")
     assert (separated.frames, separated.samplerate, separated.channels) == (8000, 8000, 2)
 
     client = mlflow.MlflowClient(uri)
@@ -81,15 +83,18 @@ def test_from_songs_to_a_separated_song(
         (["--part", "drums", "--name", "a/b", "--shards", "s"], "plain folder name"),
         (["--part", "drums", "--part", "drums", "--name", "x", "--shards", "s"], "twice"),
         (["--part", "drums", "--name", "x", "--crop_seconds", "9"], "longer than a stored chunk"),
-        (["--part", "drums", "--name", "x", "--batch_size", "3", "--num_workers", "2"], "divide"),
+        (
+            ["--part", "drums", "--name", "x", "--batch_size", "3", "--num_workers", "4"],
+            "without an example",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_once(
-    words: list[str], said: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["train", *words]) == 2
     assert said in capsys.readouterr().err
-    assert not (workplace / "runs").exists()
+    assert not (elsewhere / "runs").exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -101,8 +106,8 @@ def test_what_cannot_be_trained_is_refused_at_once(
     ],
 )
 def test_missing_data_is_named(
-    words: list[str], said: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["train", "--part", "drums", "--name", "x", *words]) == 2
     assert said in capsys.readouterr().err
-    assert not (workplace / "runs" / "x").exists()
+    assert not (elsewhere / "runs" / "x").exists()

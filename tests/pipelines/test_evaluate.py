@@ -286,7 +286,7 @@ def test_evaluate_on_ray(
     assert evaluation.protocol == "joint"
     printed = capsys.readouterr().out
     assert "oracle" in printed
-    out = tmp_path / "run" / "evaluation" / "test"
+    out = tmp_path / "run" / "evaluation" / "best" / "test"
     assert {file.name for file in out.iterdir()} == {
         "one.json", "two.json", "summary.json", "scores.md",
     }  # fmt: skip
