@@ -18,7 +18,8 @@ def track_gain(mixture: Float[Tensor, "C N"], target_rms: float, peak: float) ->
 
     The root mean square runs over all channels and samples; a silent track keeps its level (1).
     """
-    rms = mixture.double().square().mean().sqrt().item()
+    norm = torch.linalg.vector_norm(mixture, dtype=torch.float64).item()
+    rms = norm / mixture.numel() ** 0.5
     if rms == 0:
         return 1.0
     return min(target_rms / rms, peak / mixture.abs().max().item())
