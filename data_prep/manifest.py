@@ -101,6 +101,14 @@ class Manifest:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
+    def read_if_there(cls, folder: Path) -> Self | None:
+        """The manifest of ``folder``, or None where there is none that can be used."""
+        try:
+            return cls.read(folder)
+        except BadInput:
+            return None
+
+    @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises BadInput when there is none, or one that is damaged or of another version."""
         path = folder / MANIFEST_NAME

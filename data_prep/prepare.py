@@ -96,7 +96,6 @@ class PrepProgress:
     total: int
     seconds_done: float
     """Duration of the songs done so far."""
-    seconds_total: float
 
 
 def prepare(
@@ -117,7 +116,7 @@ def plan_dataset(config: PrepConfig, out: str | Path) -> Plan:
         raise BadInput(f"{folder} is a file: give a folder for the shards with --out")
     tracks = find_tracks(config.source)
     remove_stale(folder)
-    before = _old_manifest(folder)
+    before = Manifest.read_if_there(folder)
     listed = {entry.shard: entry for entry in before.tracks} if before else {}
     jobs, kept, left_out = [], [], {}
     for track in tracks:
@@ -161,16 +160,15 @@ def carry_out(
     try:
         for done, (job, error, result) in enumerate(_run_on_ray(plan, stop, num_tasks), 1):
             seconds += job.seconds
+            name = f"{job.track.split}/{job.track.name}"
             if result:
                 prepared.append(result)
             elif error:
-                left_out[f"{job.track.split}/{job.track.name}"] = error
+                left_out[name] = error
                 if not plan.config.source.skip_bad_tracks:
                     stop.touch()
             if progress:
-                name = f"{job.track.split}/{job.track.name}"
-                total = len(plan.jobs), plan.seconds
-                progress(PrepProgress(name, error, done, total[0], seconds, total[1]))
+                progress(PrepProgress(name, error, done, len(plan.jobs), seconds))
     finally:
         stop.unlink(missing_ok=True)
     _judge(plan.config, left_out, num_tracks=len(prepared) + len(left_out))
@@ -271,7 +269,7 @@ def _task(row: dict[str, Any], config: PrepConfig, folder: Path, stop: Path) -> 
 def _finish(plan: Plan, prepared: list[PreparedTrack], left_out: dict[str, str]) -> Manifest:
     """Write the manifest unless it says the same already, and remove the shards not in it."""
     manifest = Manifest.of(plan.config, prepared, left_out)
-    if _old_manifest(plan.folder) != manifest:
+    if Manifest.read_if_there(plan.folder) != manifest:
         manifest.write(plan.folder)
     wanted = {track.shard for track in manifest.tracks}
     for path in plan.folder.glob("*/*.parquet"):
@@ -349,10 +347,3 @@ def _lengths_used(track: Track, config: PrepConfig) -> str:
 
 def _checksums(inputs: dict[str, FileStamp]) -> dict[str, str]:
     return {name: stamp.sha256 for name, stamp in inputs.items()}
-
-
-def _old_manifest(folder: Path) -> Manifest | None:
-    try:
-        return Manifest.read(folder)
-    except BadInput:
-        return None

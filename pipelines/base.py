@@ -21,7 +21,6 @@ from bsrnn_core import BadInput, load, separate
 from bsrnn_core.audio_files import write_audio
 from bsrnn_core.checkpoint import existing_folder, read_metadata
 from data_prep.batches import training_channels
-from data_prep.config import RemixConfig
 from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
@@ -36,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 FIXED = (
-    *(field.name for field in dataclasses.fields(RemixConfig)),
     *("seed", "batch_size", "steps_per_epoch", "lr", "lr_schedule", "lr_decay"),
-    *("warmup_steps", "ema_decay"),
+    *("warmup_steps", "ema_decay", "remix", "gain_db", "drop_probability", "flip_polarity"),
+    *("swap_channels", "one_channel", "sad", "pool_chunks", "chunk_reuse"),
 )
 """Options that a resumed run cannot change, beside its model and its data: the steps already made
 stand for them."""
@@ -118,7 +117,7 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         changed = differences(trained.config, config.bsrnn)
         if trained.stems != config.part:
             changed.append(f"part is {', '.join(trained.stems)} and not {', '.join(config.part)}")
-        values = {**leaf_values(config), "part": list(config.part)}
+        values = leaf_values(config)
         saved = read_yaml(folder / RUN_CONFIG, TrainConfig)
         changed += [
             f"{name} is {saved[name]} and not {values[name]}"
