@@ -404,7 +404,7 @@ def test_an_epoch_is_one_pass_when_nothing_is_asked():
 
 
 def test_dataset_without_training_chunks_is_refused():
-    with pytest.raises(BadInput, match="songs: there is no training chunk"):
+    with pytest.raises(BadInput, match="songs: there is no training song"):
         batches(Songs(songs=0))
 
 

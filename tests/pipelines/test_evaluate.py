@@ -210,7 +210,7 @@ def test_stems_that_do_not_fit_the_songs_are_refused() -> None:
 
 def test_results_go_beside_the_checkpoint_unless_told_otherwise(tmp_path: Path) -> None:
     config = EvaluateConfig(checkpoint_fp=str(tmp_path / "drums" / "best"), subset="valid")
-    assert config.out_folder == tmp_path / "drums" / "evaluation" / "valid"
+    assert config.out_folder == tmp_path / "drums" / "evaluation" / "best" / "valid"
     assert dataclasses.replace(config, out="here").out_folder == Path("here")
 
 

@@ -124,7 +124,7 @@ def test_a_file_that_is_no_store_of_mlflow_is_refused(tmp_path: Path) -> None:
 
 def test_parameters_are_named_as_on_the_command_line() -> None:
     params = tracking.flatten(tiny())
-    assert params["lr"] == "0.006"
+    assert params["lr"] == str(tiny().optim.lr)
     assert params["feature_dim"] == "32"
     assert params["stem_names"] == "vocals,drums,bass,other"
     assert params["shards"] == "None"
