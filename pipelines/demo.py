@@ -21,7 +21,7 @@ from pipelines.config import TrainConfig, tiny
 PART = "drums"
 """The stem that the demo separates."""
 NUM_WORKERS = 2
-MAX_EPOCHS = 4
+MAX_EPOCHS = 3
 """Epochs of the tiny preset that the demo takes, as its learning rate's whole schedule."""
 
 

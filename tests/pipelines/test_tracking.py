@@ -125,7 +125,7 @@ def test_a_file_that_is_no_store_of_mlflow_is_refused(tmp_path: Path) -> None:
 def test_parameters_are_named_as_on_the_command_line() -> None:
     params = tracking.flatten(tiny())
     assert params["lr"] == str(tiny().optim.lr)
-    assert params["feature_dim"] == "32"
+    assert params["feature_dim"] == str(tiny().model.feature_dim)
     assert params["stem_names"] == "vocals,drums,bass,other"
     assert params["shards"] == "None"
     assert all(isinstance(value, str) for value in params.values())
