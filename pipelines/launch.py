@@ -41,6 +41,8 @@ def start_ray(num_workers: int = 0) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
         return
+    # It warns that its token authentication is on, as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(
             num_cpus=max(os.cpu_count() or 1, num_workers) + SPARE_CPUS,

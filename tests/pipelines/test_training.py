@@ -1,5 +1,6 @@
 """The loop of one worker: resumed bit for bit, stopped on time, the best kept."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -277,6 +278,24 @@ def test_without_scores_the_newest_is_the_best(tiny_job, monkeypatch):
     assert made.state.progress.epoch == 3
     metadata = checkpoint.read_metadata(tiny_job.folder / "best")
     assert (metadata["epoch"], metadata["valid/usdr_mean"]) == (3, None)
+
+
+def test_a_model_without_a_score_does_not_replace_one_with_a_score(tiny_job, monkeypatch):
+    scripted_scores(monkeypatch, [1.0, float("nan"), float("nan")])
+    made = run(tiny_job, steps_per_epoch=1, max_epochs=5, patience=2)
+    assert (made.state.progress.epoch, made.state.progress.best_usdr) == (3, 1.0)
+    assert checkpoint.read_metadata(tiny_job.folder / "best")["epoch"] == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tiny_job, monkeypatch):
+    run(tiny_job, max_epochs=1)
+    weights = checkpoint.load(tiny_job.folder / "last").state_dict()
+    monkeypatch.setattr(
+        training, "separation_loss", lambda *_: torch.full((2,), math.nan, requires_grad=True)
+    )
+    with pytest.raises(FloatingPointError, match="no longer finite at step 4"):
+        run(tiny_job, max_epochs=2)
+    assert same(parts(checkpoint.load(tiny_job.folder / "last").state_dict()), parts(weights))
 
 
 def test_bf16_training_runs_near_the_float32_one(tiny_job, whole):

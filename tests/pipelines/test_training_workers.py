@@ -76,7 +76,9 @@ def notes(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What one worker and each of two note of the same training."""
     folder = tmp_path_factory.mktemp("workers")
-    config = replace(tiny_config, optim=replace(tiny_config.optim, log_every_steps=1))
+    # Three examples: the workers' shares of a batch are unlike.
+    optim = replace(tiny_config.optim, log_every_steps=1, batch_size=3)
+    config = replace(tiny_config, optim=optim)
     job = TrainingJob(config=config, folder=folder / "one", shards=tiny_shards, metadata={})
     alone = train(job, distributed=False)
 
