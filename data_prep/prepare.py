@@ -238,7 +238,7 @@ def _run_on_ray(
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.enable_progress_bars = False
     task = functools.partial(_task, config=plan.config, folder=plan.folder, stop=stop)
-    strategy = ray.data.TaskPoolStrategy(size=num_tasks)
+    strategy = ray.data.TaskPoolStrategy(size=min(num_tasks or len(items), len(items)))
     full = ""
     for row in dataset.map(task, compute=strategy).iter_rows():
         if row["full"]:
