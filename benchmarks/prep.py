@@ -62,7 +62,8 @@ def main() -> None:
         config = PrepConfig(source=source)
         tracks = find_tracks(source)
         ray.init(
-            num_cpus=options.processes,
+            # One task more than cores, as `bsrnn prep` runs it.
+            num_cpus=options.processes + 1,
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=500_000_000,

@@ -86,13 +86,16 @@ def check_resources(cluster: ClusterConfig) -> None:
         )
 
 
-def parallel_tasks(task_bytes: float) -> int:
-    """Tasks of one core and ``task_bytes`` of memory that the cluster holds at once; at least 1."""
+def parallel_tasks(task_bytes: float, waiting: int = 0) -> int:
+    """Tasks of one core and ``task_bytes`` of memory that the cluster holds at once; at least 1.
+
+    ``waiting`` more than there are cores fill the time that others wait for the disk.
+    """
     there = ray.cluster_resources()
     limit = int(there.get("CPU", 1))
     if len(ray.nodes()) == 1:
         # A local Ray has more logical CPUs than there are cores.
-        limit = min(limit, cores())
+        limit = min(limit, cores() + waiting)
     return max(1, min(limit, int(there.get("memory", task_bytes) // max(1.0, task_bytes))))
 
 

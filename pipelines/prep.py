@@ -80,7 +80,7 @@ def _carry_out_with_progress(plan: Plan) -> Manifest:
 
         # The longest song's stems, decoded, resampled and mixed.
         task_bytes = 2 * max(job.bytes for job in plan.jobs)
-        return carry_out(plan, show, num_tasks=parallel_tasks(task_bytes))
+        return carry_out(plan, show, num_tasks=parallel_tasks(task_bytes, waiting=1))
 
 
 def _show_summary(manifest: Manifest, plan: Plan, wall_seconds: float) -> None:
