@@ -7,6 +7,7 @@ Reference: Luo and Yu, "Music Source Separation with Band-split RNN", arXiv 2209
 """
 
 import dataclasses
+from typing import Self
 
 import torch
 from jaxtyping import Complex, Float
@@ -60,8 +61,13 @@ class BSRNN(nn.Module):
         standardised = standardise(mixture, *spectrum_statistics(mixture))
         items = torch.view_as_real(standardised).flatten(0, 1)
         # Without autocast the masks already are float32; under it, complex bf16 does not exist.
-        masks = self.heads(self.trunk(items)).float().contiguous()
+        masks = self.heads(self._features(items)).float().contiguous()
         return torch.view_as_complex(masks).unflatten(0, (batch, channels)).transpose(1, 2)
+
+    def _features(self, items: Float[Tensor, "B F T 2"]) -> Float[Tensor, "B K T N"]:
+        """The trunk's; without a graph where it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_is_frozen):
+            return self.trunk(items)
 
     def graft(self, stems: tuple[str, ...]) -> "BSRNN":
         """A model with this one's trunk (the same parameters) and fresh heads for ``stems``."""
@@ -69,9 +75,25 @@ class BSRNN(nn.Module):
         grafted.trunk = self.trunk
         return grafted
 
+    @property
+    def trunk_is_frozen(self) -> bool:
+        """Whether the trunk is left out of the training."""
+        return not next(self.trunk.parameters()).requires_grad
+
     def freeze_trunk(self) -> None:
-        """Take the trunk out of the training: no gradients."""
-        self.trunk.requires_grad_(False)
+        """Take the trunk out of the training: no gradients, no graph, evaluation mode."""
+        self.trunk.requires_grad_(False).eval()
+
+    def unfreeze_trunk(self) -> None:
+        """Let the trunk be trained again, from the next call of ``train`` on."""
+        self.trunk.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but a frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.trunk_is_frozen:
+            self.trunk.eval()
+        return self
 
 
 def _new_heads(config: BsrnnConfig) -> MaskEstimation:

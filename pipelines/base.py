@@ -14,8 +14,11 @@ import math
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from rich.progress import Progress
 
 from bsrnn_core import BadInput, load, separate
 from bsrnn_core.audio_files import write_audio
@@ -38,6 +41,7 @@ FIXED = (
     *("seed", "batch_size", "steps_per_epoch", "lr", "lr_schedule", "lr_decay"),
     *("warmup_steps", "ema_decay", "remix", "gain_db", "drop_probability", "flip_polarity"),
     *("swap_channels", "one_channel", "sad", "pool_chunks", "chunk_reuse"),
+    *("transfer", "unfreeze_after_epochs", "stem_weights"),
 )
 """Options that a resumed run cannot change, beside its model and its data: the steps already made
 stand for them."""
@@ -46,9 +50,25 @@ SAMPLE_SECONDS = 30
 
 
 def run(config: TrainConfig) -> Path:
-    """Train as ``config`` says and return the run's folder.
+    """Train as ``config`` says, show how it goes, and return the run's folder.
 
     Raises BadInput for a name already used, missing data or options that do not fit together.
+    """
+    launch = train(config, _launch_with_progress)
+    _show_summary(launch)
+    return launch.job.folder
+
+
+def train(
+    config: TrainConfig,
+    launch_with: Callable[[Launch], None] = launch_training,
+    *,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Launch:
+    """Train as ``config`` says and record it in MLflow; ``launch_with`` runs the prepared job.
+
+    ``tags`` count for more than the run's own. Raises BadInput as ``run`` does.
     """
     config = _complete(config)
     folder = Path(config.out).resolve() / config.name
@@ -58,7 +78,7 @@ def run(config: TrainConfig) -> Path:
         initial_model(config)
     start_ray(config.cluster.num_workers)
     check_resources(config.cluster)
-    dataset = ShardDataset.open(_shards(config))
+    dataset = ShardDataset.open(training_shards(config))
     dataset.check(config.prep, config.part)
     training_channels(dataset)
     if before and before["manifest_hash"] != dataset.manifest_hash:
@@ -66,11 +86,11 @@ def run(config: TrainConfig) -> Path:
             f"{dataset.folder} is not the dataset that {folder} was trained on: give that one with "
             "--shards, or take another --name"
         )
-    launch = _launch(config, folder, dataset, before)
+    launch = _launch(config, folder, dataset, before, tags or {}, parent_run_id)
     save_yaml(dataclasses.replace(config, resume=False), folder / RUN_CONFIG)
     status = "FAILED"
     try:
-        _launch_with_progress(launch)
+        launch_with(launch)
         _keep_samples(launch, dataset)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -78,8 +98,7 @@ def run(config: TrainConfig) -> Path:
         raise
     finally:
         tracking.finish_run(launch.run_id, launch.tracking_uri, status)
-    _show_summary(launch)
-    return folder
+    return launch
 
 
 def _complete(config: TrainConfig) -> TrainConfig:
@@ -98,6 +117,15 @@ def _complete(config: TrainConfig) -> TrainConfig:
         raise BadInput(
             f"--part {unknown[0]} is not among the stems {', '.join(config.source.stem_names)}: "
             "name those of your music with --stem_names"
+        )
+    if config.transfer and not config.checkpoint_fp:
+        raise BadInput("a transfer needs a trunk: name its checkpoint folder with --checkpoint_fp")
+    if config.unfreeze_after_epochs is not None and not config.transfer:
+        raise BadInput("unfreeze_after_epochs goes with --transfer: nothing else is frozen")
+    if config.stem_weights and len(config.stem_weights) != len(config.part):
+        raise BadInput(
+            f"stem_weights holds {len(config.stem_weights)} weights for the stems "
+            f"{', '.join(config.part)}: give one for each"
         )
     if config.seed < 0:
         return dataclasses.replace(config, seed=secrets.randbelow(2**31))
@@ -132,7 +160,8 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text())
 
 
-def _shards(config: TrainConfig) -> Path:
+def training_shards(config: TrainConfig) -> Path:
+    """The folder of the shards to train on, prepared first where --shards names none."""
     if config.shards:
         return Path(config.shards).resolve()
     music = str(Path(str(config.source.musdbhq_location)).resolve())
@@ -144,26 +173,42 @@ def _shards(config: TrainConfig) -> Path:
     return out
 
 
+def _tags(config: TrainConfig, dataset: ShardDataset) -> dict[str, str]:
+    """What runs are chosen and compared by."""
+    tags = {
+        "stage": config.stage,
+        "way": config.stage,
+        "band_schema": config.model.band_schema,
+        "stems": ",".join(config.part),
+        "git_commit": git_commit(),
+        "manifest_hash": dataset.manifest_hash,
+    }
+    if config.checkpoint_fp:
+        trunk = read_metadata(config.checkpoint_fp)
+        tags["way"] = f"{config.stage} from {trunk.get('stage', 'a checkpoint')}"
+        tags["checkpoint_run_id"] = str(trunk.get("mlflow_run_id", ""))
+    return tags
+
+
 def _launch(
-    config: TrainConfig, folder: Path, dataset: ShardDataset, before: dict[str, Any] | None
+    config: TrainConfig,
+    folder: Path,
+    dataset: ShardDataset,
+    before: dict[str, Any] | None,
+    tags: Mapping[str, str],
+    parent_run_id: str | None,
 ) -> Launch:
     """The job with its MLflow run: a new one, or that of the earlier invocation."""
     folder.mkdir(parents=True, exist_ok=True)
-    commit = git_commit()
     if before:
         run_id, uri = before["run_id"], before["tracking_uri"]
         tracking.reopen_run(run_id, uri)
     else:
         uri = tracking.tracking_uri()
-        tags = {
-            "stage": "base" if len(config.part) == 1 else "mtl",
-            "band_schema": config.model.band_schema,
-            "stems": ",".join(config.part),
-            "git_commit": commit,
-            "manifest_hash": dataset.manifest_hash,
-        }
-        params = tracking.flatten(config)
-        run_id = tracking.create_run(uri, config.experiment, config.name, params, tags)
+        params, all_tags = tracking.flatten(config), {**_tags(config, dataset), **tags}
+        run_id = tracking.create_run(
+            uri, config.experiment, config.name, params, all_tags, parent_run_id
+        )
         record = {
             "run_id": run_id,
             "tracking_uri": uri,
@@ -171,7 +216,8 @@ def _launch(
         }
         report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
     metadata = {
-        "git_commit": commit,
+        "stage": config.stage,
+        "git_commit": git_commit(),
         "manifest_hash": dataset.manifest_hash,
         "mlflow_run_id": run_id,
         "mlflow_tracking_uri": uri,
@@ -192,26 +238,31 @@ def git_commit() -> str:
 
 
 def _launch_with_progress(launch: Launch) -> None:
-    optim = launch.job.config.optim
-    with report.progress(counted=True) as progress:
-        task = progress.add_task(f"{launch.job.config.name}: starting workers", total=None, rate="")
+    with report.progress(counted=True) as bars:
+        launch_with_bar(launch, bars)
 
-        def show(status: dict[str, float]) -> None:
-            total = optim.max_epochs * status["steps_per_epoch"]
-            rate = status["steps_per_second"]
-            if optim.max_minutes:
-                left = 60 * optim.max_minutes - status["seconds"]
-                total = min(total, status["step"] + rate * max(0.0, left))
-            best = status["best_usdr"]
-            usdr = f", best uSDR {best:.2f} dB" if math.isfinite(best) else ""
-            progress.update(
-                task,
-                description=f"{launch.job.config.name}: epoch {status['epoch'] + 1:.0f}{usdr}",
-                completed=int(status["step"]),
-                total=max(1, round(total)),
-                rate=f"{rate:.2f} steps/s",
-            )
 
+def launch_with_bar(launch: Launch, bars: Progress) -> None:
+    """Run a training, which a bar among ``bars`` shows."""
+    optim, name = launch.job.config.optim, launch.job.config.name
+
+    def show(status: dict[str, float]) -> None:
+        total = optim.max_epochs * status["steps_per_epoch"]
+        rate = status["steps_per_second"]
+        if optim.max_minutes:
+            left = 60 * optim.max_minutes - status["seconds"]
+            total = min(total, status["step"] + rate * max(0.0, left))
+        best = status["best_usdr"]
+        usdr = f", best uSDR {best:.2f} dB" if math.isfinite(best) else ""
+        bars.update(
+            bar,
+            description=f"{name}: epoch {status['epoch'] + 1:.0f}{usdr}",
+            completed=int(status["step"]),
+            total=max(1, round(total)),
+            rate=f"{rate:.2f} steps/s",
+        )
+
+    with report.bar_among(bars, f"{name}: starting workers") as bar:
         launch_training(launch, show)
 
 

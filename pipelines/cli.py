@@ -42,6 +42,24 @@ COMMANDS: dict[str, Command] = {
         help="train a model",
         presets=True,
     ),
+    "mtl": Command(
+        config="pipelines.config:TrainConfig",
+        run="pipelines.mtl:run",
+        help="train one trunk with a head for every stem",
+        presets=True,
+    ),
+    "transfer": Command(
+        config="pipelines.config:TrainConfig",
+        run="pipelines.transfer:run",
+        help="train a new head on the frozen trunk of a checkpoint",
+        presets=True,
+    ),
+    "experiment": Command(
+        config="pipelines.experiment_plan:ExperimentConfig",
+        run="pipelines.experiment:run",
+        help="compare band schemas: base, MTL and transfers, over several seeds",
+        presets=True,
+    ),
     "evaluate": Command(
         config="pipelines.evaluate:EvaluateConfig",
         run="pipelines.evaluate:run",

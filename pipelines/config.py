@@ -11,6 +11,15 @@ from bsrnn_core.config import BsrnnConfig, ModelConfig, StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep.config import ChunkConfig, PrepConfig, RemixConfig, SourceConfig
 
+Stage = Literal["base", "mtl", "transfer"]
+"""base: one stem; mtl: several heads on one trunk; transfer: new heads on a frozen trunk."""
+
+OF_ONE_RUN = (
+    *("name", "part", "stem_weights", "checkpoint_fp", "transfer", "unfreeze_after_epochs"),
+    *("out", "resume", "max_minutes"),
+)
+"""Options that a training does not take over from the run whose checkpoint it starts from."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
@@ -92,7 +101,14 @@ class TrainConfig:
     out: str = "runs"
     """Folder that holds the runs."""
     checkpoint_fp: str | None = None
-    """Checkpoint folder whose weights to start from; heads for other stems start anew."""
+    """Checkpoint folder whose weights to start from; heads for other stems start anew. What is not
+    given is as in the run that it comes from, unless a --preset or --config is named."""
+    transfer: bool = False
+    """Freeze the trunk of --checkpoint_fp and train fresh heads on it."""
+    unfreeze_after_epochs: int | None = None
+    """transfer only: epochs after which the trunk is trained too (never when not given)."""
+    stem_weights: tuple[float, ...] = ()
+    """Weights of the stems' losses in their sum, in the order of --part (1 each when not given)."""
     shards: str | None = None
     """Folder of prepared shards (prepared from --musdbhq_location when not given)."""
     experiment: str = "bsrnn"
@@ -122,6 +138,24 @@ class TrainConfig:
                 f"batch_size = {self.optim.batch_size} leaves some of the "
                 f"num_workers = {self.cluster.num_workers} without an example"
             )
+        if self.unfreeze_after_epochs is not None and self.unfreeze_after_epochs < 1:
+            raise BadInput(
+                f"unfreeze_after_epochs must be at least 1, not {self.unfreeze_after_epochs}"
+            )
+        if any(weight <= 0 for weight in self.stem_weights):
+            raise BadInput("stem_weights must be positive")
+
+    @property
+    def stage(self) -> Stage:
+        """What kind of training this is."""
+        if self.transfer:
+            return "transfer"
+        return "base" if len(self.part) == 1 else "mtl"
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        """The weight of each stem's loss in their sum."""
+        return self.stem_weights or (1.0,) * len(self.part)
 
     @property
     def prep(self) -> PrepConfig:

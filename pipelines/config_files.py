@@ -40,6 +40,8 @@ class Leaf:
     """Its flag takes one element and may be repeated."""
     required: bool
     """It has no default."""
+    default: Any
+    """Its plain default, ``dataclasses.MISSING`` where it has none."""
 
     @property
     def is_list(self) -> bool:
@@ -74,7 +76,8 @@ def _walk(config_class: type, prefix: tuple[str, ...]) -> Iterable[Leaf]:
             yield from _walk(typing.cast(type, kind), path)
         else:
             appends = any(mark is tyro.conf.UseAppendAction for mark in marks)
-            yield Leaf(path, config_class, kind, appends, has_no_default(field))
+            required = has_no_default(field)
+            yield Leaf(path, config_class, kind, appends, required, field.default)
 
 
 def has_no_default(field: dataclasses.Field[Any]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import ray
 import ray.data
 import torch
+from rich.progress import Progress
 
 from bsrnn_core.audio_files import AudioInfo
 from bsrnn_core.checkpoint import load, read_metadata
@@ -82,7 +83,8 @@ def run(config: EvaluateConfig) -> Evaluation:
 
     Raises BadInput when there is nothing to score, or a song cannot be (unless those are skipped).
     """
-    evaluation = evaluate(config)
+    with report.progress(counted=True) as bars:
+        evaluation = evaluate(config, bars)
     files = write_results(evaluation, config)
     show(evaluation)
     print(f"scores written to {config.out_folder}")
@@ -90,8 +92,10 @@ def run(config: EvaluateConfig) -> Evaluation:
     return evaluation
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
     """The scores of ``config.subset``, computed on Ray; nothing is printed or written.
+
+    How it goes is shown as a bar among ``bars``.
 
     Raises BadInput as ``run`` does.
     """
@@ -112,8 +116,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     checkpoint = str(Path(config.checkpoint_fp).absolute())
     names = [track for track, _ in tracks]
     results: list[TrackScores] = []
-    with _quiet_ray_data(), report.progress(counted=True) as progress:
-        bar = progress.add_task(f"scoring {config.subset}", total=len(names), rate="")
+    title = f"scoring {config.subset}"
+    with _quiet_ray_data(), report.bar_among(bars, title, len(names)) as bar:
         started, song_seconds = time.perf_counter(), 0.0
         for name, outcome in _score_on_ray(names, checkpoint, options, gpu, num_workers):
             if isinstance(outcome, str):
@@ -124,7 +128,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 results.append(outcome)
                 song_seconds += outcome.seconds
             speed = report.times_real_time(song_seconds, time.perf_counter() - started)
-            progress.update(bar, advance=1, rate=speed)
+            bars.update(bar, advance=1, rate=speed)
     if not results:
         raise BadInput(f"no song of {config.subset} could be scored: {_first(skipped)}")
     return Evaluation(

@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -209,7 +210,10 @@ def _polling(board: Any, show: Callable[[dict[str, float]], None]) -> Iterator[N
         last = False
         while not last:
             last = done.wait(0.5)
-            status: Any = ray.get(board.read.remote())
+            try:
+                status: Any = ray.get(board.read.remote())
+            except ray.exceptions.RayError:
+                return  # Ray is gone, and so is what was shown
             if status:
                 show(status)
 

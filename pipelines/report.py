@@ -3,7 +3,8 @@
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -105,6 +107,17 @@ def progress(counted: bool) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+@contextmanager
+def bar_among(bars: Progress, description: str, total: float | None = None) -> Iterator[TaskID]:
+    """A bar among ``bars`` that leaves when its work is done; one that is alone stays."""
+    task = bars.add_task(description, total=total, rate="")
+    try:
+        yield task
+    finally:
+        if len(bars.tasks) > 1:
+            bars.remove_task(task)
 
 
 def times_real_time(song_seconds: float, wall_seconds: float) -> str:

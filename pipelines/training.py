@@ -5,6 +5,7 @@ what happens. launch.py runs it in Ray Train's workers; a test or a benchmark ma
 """
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from bsrnn_core.separation import separate
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
 from pipelines.config import TrainConfig
+from pipelines.meters import LossMeter, peak_memory_gb, reset_peak_memory
 from pipelines.training_state import TrainingState, initial_model
 
 VALIDATION_OVERLAP = 0.25
@@ -74,7 +76,8 @@ class Training:
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
         events: Events | None = None,
     ) -> None:
-        """``wrap`` makes the model distributed (DDP)."""
+        """``wrap`` makes the model distributed (DDP), anew when more of it is trained."""
+        reset_peak_memory(device)
         self.job, self.config, self.device = job, job.config, device
         self.events = events or Events()
         distributed = dist.is_available() and dist.is_initialized()
@@ -102,7 +105,10 @@ class Training:
         if optim.compile:
             model.trunk.compile()
             model.heads.compile()
-        self.network = wrap(model)
+        if self.config.transfer and not self._trunk_is_due():
+            model.freeze_trunk()
+        self.wrap, self.network = wrap, wrap(model)
+        self.loss_weights = torch.tensor(self.config.loss_weights, device=device)
         self.started = time.monotonic() - self.state.progress.elapsed_seconds
 
     @property
@@ -126,6 +132,8 @@ class Training:
             if not finished or self._validation_is_due():
                 metrics |= self.validate()
             self.save()
+            if self.rank == 0:
+                self.events.on_metrics(progress.step, self._costs())
             self.events.on_epoch(metrics)
             if not finished:
                 return
@@ -134,8 +142,10 @@ class Training:
         """The (remaining) steps of an epoch; False when the time budget ended before it."""
         epoch, step = self.state.progress.epoch, self.state.progress.step
         first_step = step - epoch * self.batches.steps_per_epoch
+        if self.state.model.trunk_is_frozen and self._trunk_is_due():
+            self._unfreeze()
         self.network.train()
-        meter = LossMeter(self.config.part, self.device)
+        meter = LossMeter(self.config.part, self.config.loss_weights, self.device)
         threads = self.config.cluster.data_loader_workers
         for batch in self.batches.epoch(epoch, first_step, threads):
             if self._out_of_time():
@@ -162,7 +172,7 @@ class Training:
             batch.mixture, batch.references, estimates, self.config.bsrnn.stft
         )
         self.state.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
+        (self.loss_weights * losses).sum().backward()
         norm = nn.utils.clip_grad_norm_(
             self.state.model.parameters(), self.config.optim.clip_grad_norm or math.inf
         )
@@ -217,7 +227,7 @@ class Training:
         elif optim.patience and progress.epoch - progress.best_epoch >= optim.patience:
             progress.stopped_early = True
         if self.rank == 0:
-            self.events.on_metrics(progress.step, metrics)
+            self.events.on_metrics(progress.step, {**metrics, "valid/epoch": float(progress.epoch)})
         return metrics
 
     def save(self) -> None:
@@ -230,6 +240,29 @@ class Training:
             states = gathered
         if self.rank == 0:
             self.state.save(self.last_folder, self._metadata({}), states)
+
+    def _trunk_is_due(self) -> bool:
+        """Whether a transfer has come to where its trunk is trained too."""
+        after = self.config.unfreeze_after_epochs
+        return after is not None and self.state.progress.epoch >= after
+
+    def _unfreeze(self) -> None:
+        """Train the trunk from now on: DDP knows only what was trained when it was made."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.model.unfreeze_trunk()
+        # The old wrapper's hooks go with it, before the new one's are made.
+        self.network = self.state.model
+        gc.collect()
+        self.network = self.wrap(self.state.model)
+
+    def _costs(self) -> dict[str, float]:
+        """What the training has taken so far, on rank 0."""
+        trained = sum(p.numel() for p in self.state.model.parameters() if p.requires_grad)
+        return {
+            "system/minutes": (time.monotonic() - self.started) / 60,
+            "system/peak_memory_gb": peak_memory_gb(self.device),
+            "system/parameters_trained": float(trained),
+        }
 
     def _metadata(self, scores: dict[str, float]) -> dict[str, Any]:
         progress = self.state.progress
@@ -260,7 +293,7 @@ class Training:
         bf16 = use_bf16(self.config.optim.precision, self.device)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
-    def _status(self, meter: "LossMeter") -> dict[str, float]:
+    def _status(self, meter: LossMeter) -> dict[str, float]:
         progress = self.state.progress
         return {
             "epoch": float(progress.epoch),
@@ -271,7 +304,7 @@ class Training:
             "steps_per_second": meter.steps_per_second,
         }
 
-    def _log_training(self, meter: "LossMeter") -> None:
+    def _log_training(self, meter: LossMeter) -> None:
         metrics = meter.take(self.world_size)
         if metrics and not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
             # Alike on all ranks, and before a checkpoint could keep the spoiled weights.
@@ -282,42 +315,3 @@ class Training:
         if metrics and self.rank == 0:
             metrics["train/lr"] = self.state.learning_rate
             self.events.on_metrics(self.state.progress.step, metrics)
-
-
-class LossMeter:
-    """Means since the last look, kept on the device so that a GPU is never waited for."""
-
-    def __init__(self, stems: tuple[str, ...], device: torch.device) -> None:
-        self.stems, self.device = stems, device
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums = torch.zeros(len(self.stems) + 1, device=self.device)
-        self.steps = 0
-        self.since = time.monotonic()
-
-    @property
-    def steps_per_second(self) -> float:
-        """Rate since the last look."""
-        return self.steps / max(1e-9, time.monotonic() - self.since)
-
-    def add(self, losses: Tensor, norm: Tensor) -> None:
-        """Count one step with the stems' losses [S] and its gradient's norm."""
-        self.sums += torch.cat([losses, norm[None]])
-        self.steps += 1
-
-    def take(self, world_size: int) -> dict[str, float]:
-        """The means over steps and workers, then start anew; nothing when there was no step."""
-        if not self.steps:
-            return {}
-        rate = self.steps_per_second
-        if world_size > 1:
-            dist.all_reduce(self.sums)
-        *losses, norm = (self.sums / (self.steps * world_size)).tolist()
-        self._clear()
-        return {
-            "train/loss": sum(losses),
-            **{f"train/loss_{stem}": loss for stem, loss in zip(self.stems, losses, strict=True)},
-            "train/grad_norm": norm,
-            "train/steps_per_second": rate,
-        }

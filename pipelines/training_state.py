@@ -20,6 +20,10 @@ from pipelines.config_files import leaf_values
 STATE_FILE = "training_state.pt"
 
 
+HEAD_OPTIONS = ("mlp_dim", "reduce_size")
+"""Options of the model that its trunk does not depend on."""
+
+
 def differences(was: BsrnnConfig, now: BsrnnConfig) -> list[str]:
     """What makes the weights of two models unlike: "feature_dim is 32 and not 64" ..."""
     before = {**leaf_values(was.stft), "hop_samples": was.stft.hop, **leaf_values(was.model)}
@@ -30,19 +34,24 @@ def differences(was: BsrnnConfig, now: BsrnnConfig) -> list[str]:
 def initial_model(config: TrainConfig) -> BSRNN:
     """A fresh model, or one that starts from the weights of ``config.checkpoint_fp``.
 
-    Heads are taken over when the stems are the same. Raises BadInput, naming the difference, when
-    the checkpoint is of another STFT, band schema or size.
+    Heads are taken over when the stems are the same, but for a transfer, which begins with fresh
+    ones. Raises BadInput, naming the difference, when the checkpoint is of another STFT, band
+    schema or size.
     """
     if config.checkpoint_fp is None:
         return BSRNN(config.bsrnn)
     model = checkpoint.load(config.checkpoint_fp)
-    changed = differences(model.config, config.bsrnn)
+    fresh_heads = config.transfer or model.stems != config.part
+    wanted = config.bsrnn
+    if fresh_heads:
+        heads = {name: getattr(model.config.model, name) for name in HEAD_OPTIONS}
+        wanted = dataclasses.replace(wanted, model=dataclasses.replace(wanted.model, **heads))
+    changed = differences(model.config, wanted)
     if changed:
         raise BadInput(f"{config.checkpoint_fp} is of another model: {', '.join(changed)}")
-    model = model if model.stems == config.part else model.graft(config.part)
-    # The length of a crop is this training's own.
+    # The length of a crop is this training's own, and so are fresh heads.
     model.config = config.bsrnn
-    return model
+    return model.graft(config.part) if fresh_heads else model
 
 
 def learning_rate_factor(step: int, optim: OptimConfig, steps_per_epoch: int) -> float:
@@ -91,9 +100,8 @@ class TrainingState:
 
     def __init__(self, model: BSRNN, optim: OptimConfig, steps_per_epoch: int) -> None:
         self.model = model
-        self.optimizer = Adam(
-            [p for p in model.parameters() if p.requires_grad], lr=optim.lr, foreach=True
-        )
+        # A frozen trunk too: it may be trained later, and Adam passes over what has no gradient.
+        self.optimizer = Adam(model.parameters(), lr=optim.lr, foreach=True)
         self.scheduler = LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, optim, steps_per_epoch)
         )

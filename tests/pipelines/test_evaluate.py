@@ -304,7 +304,8 @@ def test_evaluate_on_ray(
             EvaluateConfig(
                 checkpoint_fp=checkpoint,
                 source=SourceConfig(musdbhq_location=_only(music, "spoilt")),
-            )
+            ),
+            report.progress(counted=True),
         )
 
 

@@ -1,0 +1,256 @@
+"""The original's experiment at any size: band schemas compared over stages, stems and seeds.
+
+    bsrnn experiment --musdbhq_location musdb18hq --preset small --name exp --schemas v7 generic
+    ray job submit -- python pipelines/experiment.py --preset paper --name paper --num_workers 8 ...
+
+Each training (experiment_plan.py) is a child of one MLflow run, and goes to OUT/NAME/STEP, scored
+on the test songs. What is finished is not done again after an interruption (--resume); trainings
+run side by side where the cluster has room.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+
+import ray
+from rich.progress import Progress
+
+from bsrnn_core.bands import model_bands
+from bsrnn_core.errors import BadInput
+from data_prep.shards import ShardDataset
+from pipelines import base, evaluate, report, tracking
+from pipelines.config import TrainConfig
+from pipelines.config_files import RUN_CONFIG, leaf_values, read_yaml, save_yaml
+from pipelines.experiment_plan import ExperimentConfig, Step, plan
+from pipelines.launch import check_resources, cores, start_ray, use_gpu
+
+logger = logging.getLogger(__name__)
+
+SCORED_FILE = "scored.json"
+"""Written last into a step's folder: with it, the step is finished."""
+CHANGEABLE = (
+    *("resume", "max_concurrent", "device", "num_workers", "threads_per_worker"),
+    *("data_loader_workers", "max_failures", "log_every_steps", "shards"),
+)
+"""Options that may be others when an experiment is resumed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What all steps of a running experiment share."""
+
+    folder: Path
+    shards: Path
+    run_id: str
+    """The parent run."""
+    tracking_uri: str
+    threads: int | None
+    """CPU threads of a worker (None: its own choice)."""
+    bars: Progress
+
+
+def run(config: ExperimentConfig) -> Path:
+    """Do all that is not done yet; returns the experiment's folder.
+
+    Raises BadInput for a name already used, missing data or options that do not fit together, and
+    RuntimeError when steps failed: the others are done and compared all the same.
+    """
+    steps = plan(config)
+    folder = _folder(config)
+    for schema in config.schemas:
+        # Refuses impossible bands before anything long begins.
+        first = next(step.config for step in steps if step.schema == schema)
+        model_bands(first.stft, first.model)
+    start_ray(config.train.cluster.num_workers)
+    check_resources(config.train.cluster)
+    slots, threads = _room(config)
+    shards = base.training_shards(config.train)
+    ShardDataset.open(shards).check(config.train.prep, config.stems)
+    run_id, uri = _parent(config, folder)
+    status: tracking.RunStatus = "FAILED"
+    try:
+        with report.progress(counted=True) as bars:
+            setting = Setting(
+                folder=folder,
+                shards=shards,
+                run_id=run_id,
+                tracking_uri=uri,
+                threads=threads,
+                bars=bars,
+            )
+            failed = _do_all(steps, setting, slots)
+        if failed:
+            raise RuntimeError(
+                f"{len(failed)} of {len(steps)} trainings failed or could not begin "
+                f"({', '.join(failed)}); the same command with --resume tries them again"
+            )
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.finish_run(run_id, uri, status)
+    return folder
+
+
+def _folder(config: ExperimentConfig) -> Path:
+    """The experiment's folder. Raises BadInput when it holds another one, or one not to resume."""
+    train = config.train
+    if not train.name or Path(train.name).name != train.name:
+        raise BadInput("the experiment needs a name that can be a folder's: give --name")
+    folder = Path(train.out).resolve() / train.name
+    saved = folder / RUN_CONFIG
+    if not saved.exists():
+        return folder
+    if not train.resume:
+        raise BadInput(f"{folder} holds an experiment already: take another --name, or --resume")
+    was, now = read_yaml(saved, ExperimentConfig), json.loads(json.dumps(leaf_values(config)))
+    changed = [
+        f"{name} is {was[name]} and not {now[name]}"
+        for name in was
+        if name not in CHANGEABLE and name in now and was[name] != now[name]
+    ]
+    if changed:
+        raise BadInput(f"{folder} is an experiment with other options: {'; '.join(changed)}")
+    return folder
+
+
+def _room(config: ExperimentConfig) -> tuple[int, int | None]:
+    """Steps that run side by side, and the CPU threads of a worker (None: its own choice)."""
+    cluster = config.train.cluster
+    there = ray.cluster_resources()
+    if use_gpu(cluster.device):
+        slots = int(there["GPU"]) // cluster.num_workers
+    elif len(ray.nodes()) == 1:
+        # A local Ray has more logical CPUs than there are cores.
+        slots = cores() // (cluster.num_workers * (cluster.threads_per_worker or 1))
+    else:
+        slots = int(there["CPU"]) // cluster.num_workers
+    slots = min(max(1, slots), config.max_concurrent or slots)
+    share = max(1, cores() // (slots * cluster.num_workers)) if len(ray.nodes()) == 1 else None
+    return max(1, slots), cluster.threads_per_worker or share
+
+
+def _parent(config: ExperimentConfig, folder: Path) -> tuple[str, str]:
+    """The parent run and its store: of an earlier invocation, or new."""
+    file = folder / base.RUN_FILE
+    if file.exists():
+        record = json.loads(file.read_text())
+        tracking.reopen_run(record["run_id"], record["tracking_uri"])
+        return record["run_id"], record["tracking_uri"]
+    folder.mkdir(parents=True, exist_ok=True)
+    uri = tracking.tracking_uri()
+    tags = {"stage": "experiment", "git_commit": base.git_commit()}
+    params = tracking.flatten(config)
+    run_id = tracking.create_run(uri, config.train.experiment, config.train.name, params, tags)
+    save_yaml(config, folder / RUN_CONFIG)
+    report.write_text(file, json.dumps({"run_id": run_id, "tracking_uri": uri}, indent=2) + "\n")
+    return run_id, uri
+
+
+def _do_all(steps: Sequence[Step], setting: Setting, slots: int) -> list[str]:
+    """Do the steps, ``slots`` at a time; returns the names of those that are not done."""
+    waiting = list(steps)
+    done: set[str] = set()
+    failed: list[str] = []
+    running: dict[str, Step] = {}
+    outcomes: SimpleQueue[tuple[Step, BaseException | None]] = SimpleQueue()
+
+    def work(step: Step) -> None:
+        try:
+            _do(step, setting)
+        except BaseException as error:
+            outcomes.put((step, error))
+        else:
+            outcomes.put((step, None))
+
+    overall = setting.bars.add_task("trainings", total=len(steps), rate="")
+    while waiting or running:
+        for step in [step for step in waiting if step.trunk in failed]:
+            waiting.remove(step)
+            failed.append(step.name)
+            setting.bars.update(overall, advance=1)
+        ready = [step for step in waiting if step.trunk is None or step.trunk in done]
+        for step in ready[: slots - len(running)]:
+            waiting.remove(step)
+            running[step.name] = step
+            # A daemon, for Ctrl-C is not to wait for it.
+            Thread(target=work, args=(step,), name=step.name, daemon=True).start()
+        if not running:
+            continue
+        try:
+            step, problem = outcomes.get()
+        except KeyboardInterrupt:
+            _mark_as_killed(list(running), setting)
+            raise
+        del running[step.name]
+        if problem is None:
+            done.add(step.name)
+        else:
+            logger.error("%s failed", step.name, exc_info=problem)
+            failed.append(step.name)
+        setting.bars.update(overall, advance=1)
+    return failed
+
+
+def _mark_as_killed(names: Sequence[str], setting: Setting) -> None:
+    """In MLflow, the trainings that end with this process."""
+    for name in names:
+        file = setting.folder / name / base.RUN_FILE
+        if file.exists():
+            run_id = json.loads(file.read_text())["run_id"]
+            tracking.finish_run(run_id, setting.tracking_uri, "KILLED")
+
+
+def _do(step: Step, setting: Setting) -> None:
+    """Train and score a step, or what is left of it."""
+    folder = setting.folder / step.name
+    if (folder / SCORED_FILE).exists():
+        return
+
+    launch = base.train(
+        _step_config(step, setting),
+        lambda launch: base.launch_with_bar(launch, setting.bars),
+        parent_run_id=setting.run_id,
+        tags={"way": step.way} if step.way else {},
+    )
+    config = launch.job.config
+    scoring = evaluate.EvaluateConfig(
+        checkpoint_fp=str(folder / "best"),
+        device=config.cluster.device,
+        num_workers=1,
+        source=config.source,
+    )
+    evaluation = evaluate.evaluate(scoring, setting.bars)
+    files = evaluate.write_results(evaluation, scoring)
+    evaluate.log_to_training_run(evaluation, scoring, files)
+    scores = evaluation.metrics("test")
+    report.write_text(folder / SCORED_FILE, json.dumps(scores, indent=2) + "\n")
+    logger.info("%s: test uSDR %.2f dB", step.name, scores.get("test/usdr_mean", math.nan))
+
+
+def _step_config(step: Step, setting: Setting) -> TrainConfig:
+    """The step's options with what only the running experiment knows."""
+    trunk = None if step.trunk is None else str(setting.folder / step.trunk / "best")
+    cluster = dataclasses.replace(step.config.cluster, threads_per_worker=setting.threads)
+    return dataclasses.replace(
+        step.config,
+        out=str(setting.folder),
+        shards=str(setting.shards),
+        checkpoint_fp=trunk,
+        resume=(setting.folder / step.name / base.RUN_FILE).exists(),
+        cluster=cluster,
+    )
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    sys.exit(main(["experiment", *sys.argv[1:]]))
