@@ -28,7 +28,7 @@ from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import RUN_CONFIG, leaf_values, read_yaml, save_yaml
+from pipelines.config_files import RUN_CONFIG, read_yaml, save_yaml, yaml_values
 from pipelines.launch import Launch, check_resources, launch_training, start_ray
 from pipelines.prep import prepare_shards
 from pipelines.training import TrainingJob
@@ -71,7 +71,7 @@ def train(
     ``tags`` count for more than the run's own. Raises BadInput as ``run`` does.
     """
     config = _complete(config)
-    folder = Path(config.out).resolve() / config.name
+    folder = run_folder(config)
     before = _previous_run(config, folder)
     if not before:
         # Refuses impossible bands and a checkpoint that does not fit before anything long begins.
@@ -101,11 +101,16 @@ def train(
     return launch
 
 
-def _complete(config: TrainConfig) -> TrainConfig:
+def run_folder(config: TrainConfig) -> Path:
+    """Where the results go. Raises BadInput when the run has no name, or not that of a folder."""
     if not config.name:
         raise BadInput("the run needs a name: give --name")
-    if Path(config.name).name != config.name:
+    if Path(config.name).name != config.name or config.name == "..":
         raise BadInput(f"the name {config.name} must be a plain folder name")
+    return Path(config.out).resolve() / config.name
+
+
+def _complete(config: TrainConfig) -> TrainConfig:
     if not config.part:
         raise BadInput("say which stem to train: --part drums (repeatable)")
     if len(set(config.part)) != len(config.part):
@@ -145,7 +150,8 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         changed = differences(trained.config, config.bsrnn)
         if trained.stems != config.part:
             changed.append(f"part is {', '.join(trained.stems)} and not {', '.join(config.part)}")
-        values = leaf_values(config)
+        # As YAML has them, where a tuple is a list.
+        values = json.loads(json.dumps(leaf_values(config)))
         saved = read_yaml(folder / RUN_CONFIG, TrainConfig)
         changed += [
             f"{name} is {saved[name]} and not {values[name]}"

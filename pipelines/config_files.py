@@ -96,6 +96,11 @@ def leaf_values(config: object) -> dict[str, Any]:
     return values
 
 
+def yaml_values(config: object) -> dict[str, Any]:
+    """The same values as ``read_yaml`` gives them back: tuples are lists."""
+    return {name: _plain(value) for name, value in leaf_values(config).items()}
+
+
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of ``config`` in which the leaves named in ``values`` are changed, all at once.
 

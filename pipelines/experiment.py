@@ -27,7 +27,7 @@ from bsrnn_core.errors import BadInput
 from data_prep.shards import ShardDataset
 from pipelines import base, evaluate, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import RUN_CONFIG, leaf_values, read_yaml, save_yaml
+from pipelines.config_files import RUN_CONFIG, read_yaml, save_yaml, yaml_values
 from pipelines.experiment_plan import ExperimentConfig, Step, plan
 from pipelines.launch import check_resources, cores, start_ray, use_gpu
 
@@ -103,15 +103,13 @@ def run(config: ExperimentConfig) -> Path:
 def _folder(config: ExperimentConfig) -> Path:
     """The experiment's folder. Raises BadInput when it holds another one, or one not to resume."""
     train = config.train
-    if not train.name or Path(train.name).name != train.name:
-        raise BadInput("the experiment needs a name that can be a folder's: give --name")
-    folder = Path(train.out).resolve() / train.name
+    folder = base.run_folder(train)
     saved = folder / RUN_CONFIG
     if not saved.exists():
         return folder
     if not train.resume:
         raise BadInput(f"{folder} holds an experiment already: take another --name, or --resume")
-    was, now = read_yaml(saved, ExperimentConfig), json.loads(json.dumps(leaf_values(config)))
+    was, now = read_yaml(saved, ExperimentConfig), yaml_values(config)
     changed = [
         f"{name} is {was[name]} and not {now[name]}"
         for name in was
@@ -133,9 +131,9 @@ def _room(config: ExperimentConfig) -> tuple[int, int | None]:
         slots = cores() // (cluster.num_workers * (cluster.threads_per_worker or 1))
     else:
         slots = int(there["CPU"]) // cluster.num_workers
-    slots = min(max(1, slots), config.max_concurrent or slots)
+    slots = max(1, min(slots, config.max_concurrent or slots))
     share = max(1, cores() // (slots * cluster.num_workers)) if len(ray.nodes()) == 1 else None
-    return max(1, slots), cluster.threads_per_worker or share
+    return slots, cluster.threads_per_worker or share
 
 
 def _parent(config: ExperimentConfig, folder: Path) -> tuple[str, str]:

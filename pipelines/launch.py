@@ -21,6 +21,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from bsrnn_core.errors import BadInput
 from pipelines.config import ClusterConfig
+from pipelines.status_board import StatusBoard
 from pipelines.tracking import Tracker
 from pipelines.training import Events, Training, TrainingJob
 
@@ -98,22 +99,6 @@ def parallel_tasks(task_bytes: float, waiting: int = 0) -> int:
         # A local Ray has more logical CPUs than there are cores.
         limit = min(limit, cores() + waiting)
     return max(1, min(limit, int(there.get("memory", task_bytes) // max(1.0, task_bytes))))
-
-
-@ray.remote(num_cpus=0)
-class StatusBoard:
-    """Holds the newest status of a training, for whoever shows it."""
-
-    def __init__(self) -> None:
-        self.status: dict[str, float] = {}
-
-    def post(self, status: dict[str, float]) -> None:
-        """Replace the status."""
-        self.status = status
-
-    def read(self) -> dict[str, float]:
-        """The newest status; empty before the first step."""
-        return self.status
 
 
 @dataclass(frozen=True, kw_only=True)
