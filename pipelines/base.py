@@ -151,7 +151,7 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         if trained.stems != config.part:
             changed.append(f"part is {', '.join(trained.stems)} and not {', '.join(config.part)}")
         # As YAML has them, where a tuple is a list.
-        values = json.loads(json.dumps(leaf_values(config)))
+        values = yaml_values(config)
         saved = read_yaml(folder / RUN_CONFIG, TrainConfig)
         changed += [
             f"{name} is {saved[name]} and not {values[name]}"
