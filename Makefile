@@ -16,14 +16,14 @@ OWN_UV := build/uv/bin/uv
 UV := $(shell for uv in uv "$$HOME/.local/bin/uv"; do \
 	if "$$uv" --version >/dev/null 2>&1; then command -v "$$uv"; exit; fi; done; echo $(OWN_UV))
 
-# $(call apt,PACKAGE): install a Debian or Ubuntu package; fails where that cannot be done.
+# $(call apt,PACKAGES): install Debian or Ubuntu packages; fails where that cannot be done.
 apt = as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
 	command -v apt-get >/dev/null && { [ -z "$$as_root" ] || command -v sudo >/dev/null; } \
 	&& { $$as_root apt-get update -qq || true; } \
 	&& $$as_root env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(1) >/dev/null
 
-.PHONY: help setup ffmpeg demo test proof lint lock clean
+.PHONY: help setup ffmpeg chromium demo test proof lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -57,6 +57,15 @@ ffmpeg:
 		echo "Installing ffmpeg"; \
 		{ $(call apt,ffmpeg); } || { echo "ffmpeg and ffprobe are missing and could not be" \
 			"installed: put them on the PATH (https://ffmpeg.org), then run make again." >&2; \
+			exit 1; }; \
+	fi
+
+# Not part of the setup: only tests that look at pages need it, and they are skipped without.
+chromium:
+	@if ! { chromium --version && chromedriver --version; } >/dev/null 2>&1; then \
+		echo "Installing chromium"; \
+		{ $(call apt,chromium chromium-driver); } || { echo "chromium and chromedriver are" \
+			"missing and could not be installed: put both on the PATH, then run make again." >&2; \
 			exit 1; }; \
 	fi
 

@@ -60,6 +60,11 @@ COMMANDS: dict[str, Command] = {
         help="compare band schemas: base, MTL and transfers, over several seeds",
         presets=True,
     ),
+    "compare": Command(
+        config="pipelines.compare:CompareConfig",
+        run="pipelines.compare:run",
+        help="set recorded runs side by side: tables and figures over seeds",
+    ),
     "evaluate": Command(
         config="pipelines.evaluate:EvaluateConfig",
         run="pipelines.evaluate:run",

@@ -1,28 +1,32 @@
 """The whole job in minutes, on music made on the spot: songs -> shards -> training -> scores.
 
 bsrnn demo
+
+Four small trainings: for the band schemas v7 and generic, a model of drums, and its transfer to
+bass; the original's experiment in short, with its figure.
 """
 
 import dataclasses
+import json
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from bsrnn_core.audio_files import read_audio
-from bsrnn_core.checkpoint import read_metadata
 from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
 from data_prep.demo_songs import make_corpus
-from pipelines import base, evaluate, infer, plots, report, tracking
-from pipelines.config import TrainConfig, tiny
+from pipelines import experiment, infer, plots, report
+from pipelines.config import tiny
+from pipelines.experiment_plan import ExperimentConfig, plan
 
-PART = "drums"
-"""The stem that the demo separates."""
-NUM_WORKERS = 2
-MAX_EPOCHS = 3
-"""Epochs of the tiny preset that the demo takes, as its learning rate's whole schedule."""
+PART, TRANSFER_PART = "drums", "bass"
+"""The stem of the base models, which the demo separates, and the one that they are transferred
+to."""
+STEPS_PER_EPOCH = 25
+MAX_EPOCHS, TRANSFER_EPOCHS = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,17 +34,20 @@ class DemoConfig:
     """Options of `bsrnn demo`."""
 
     out: str = "demo"
-    """Folder for the songs, the runs, the separated song and the picture."""
+    """Folder for the songs, the runs, the separated song and the pictures."""
     max_epochs: int = MAX_EPOCHS
-    """Epochs of the training."""
+    """Epochs of the base models."""
+    transfer_epochs: int = TRANSFER_EPOCHS
+    """Epochs of the transfers."""
     max_minutes: float | None = None
-    """Stop the training after these minutes, wherever it is."""
+    """Stop each training after these minutes, wherever it is."""
     seed: int = 42
     """Seed of the songs and of the training."""
 
     def __post_init__(self) -> None:
-        if self.max_epochs < 1:
-            raise BadInput(f"max_epochs must be at least 1, not {self.max_epochs}")
+        for name in ("max_epochs", "transfer_epochs"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 def run(config: DemoConfig) -> Path:
@@ -48,63 +55,76 @@ def run(config: DemoConfig) -> Path:
     started = time.perf_counter()
     out = Path(config.out)
     songs = out / "songs"
-    print("1/5  composing songs with known stems")
+    print("1/4  composing songs with known stems")
     make_corpus(songs, seed=config.seed)
-    source = SourceConfig(musdbhq_location=str(songs))
-    print("2/5  shards, then training on Ray with 2 workers")
-    folder = base.run(_training(config, source))
-    print("3/5  scoring the test songs")
-    best = str(folder / "best")
-    evaluation = evaluate.run(evaluate.EvaluateConfig(checkpoint_fp=best, source=source))
-    print("4/5  separating a song")
+    print("2/4  shards, then four trainings on Ray, each scored on the test songs")
+    trainings = _trainings(config, songs)
+    comparison = experiment.run(trainings)
+    print("3/4  separating a song")
+    base = plan(trainings)[0].name
+    folder = comparison.parent / base
     track = sorted((songs / "test").iterdir())[0]
     (estimate, *_) = infer.run(
         infer.InferConfig(
-            checkpoint_fp=best, input=str(track / "mixture.wav"), out=str(out / "separated")
+            checkpoint_fp=str(folder / "best"),
+            input=str(track / "mixture.wav"),
+            out=str(out / "separated"),
         )
     )
-    print("5/5  drawing it")
+    print("4/4  drawing it")
     picture = _draw(track, estimate, out / "demo.png")
-    score = evaluation.aggregate("usdr", "model", PART).value
-    floor = evaluation.aggregate("usdr", "mixture", PART).value
-    known = read_metadata(best)
+    scores = json.loads((folder / experiment.SCORED_FILE).read_text())
+    floor, score = scores[f"test/usdr_{PART}_mixture"], scores[f"test/usdr_{PART}"]
     report.show(
         "the demo",
         ("", ""),
         [
             [f"uSDR of {PART}: mixture", f"{floor:.2f} dB"],
-            [f"uSDR of {PART}: estimate", f"{score:.2f} dB ({score - floor:+.2f} dB)"],
+            [f"uSDR of {PART}: estimate ({base})", f"{score:.2f} dB ({score - floor:+.2f} dB)"],
             ["minutes", (time.perf_counter() - started) / 60],
+            ["v7 against generic", str(comparison)],
             ["picture", str(picture)],
             ["listen", str(estimate)],
-            ["checkpoint", best],
-            ["MLflow", tracking.run_url(known["mlflow_run_id"], known["mlflow_tracking_uri"])],
+            ["checkpoint", str(folder / "best")],
         ],
     )
     return picture
 
 
-def _training(config: DemoConfig, source: SourceConfig) -> TrainConfig:
-    preset = tiny()
-    return dataclasses.replace(
+def _trainings(config: DemoConfig, songs: Path) -> ExperimentConfig:
+    preset, runs = tiny(), Path(config.out) / "runs"
+    optim = dataclasses.replace(
+        preset.optim,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        max_epochs=config.max_epochs,
+        valid_every_epochs=1,
+        warmup_steps=STEPS_PER_EPOCH,
+        max_minutes=config.max_minutes,
+    )
+    train = dataclasses.replace(
         preset,
-        name=_free_name(Path(config.out) / "runs"),
-        part=(PART,),
-        out=str(Path(config.out) / "runs"),
+        name=_free_name(runs),
+        out=str(runs),
         experiment="demo",
         seed=config.seed,
-        source=source,
-        optim=dataclasses.replace(
-            preset.optim, max_epochs=config.max_epochs, max_minutes=config.max_minutes
-        ),
-        cluster=dataclasses.replace(preset.cluster, num_workers=NUM_WORKERS),
+        source=SourceConfig(musdbhq_location=str(songs)),
+        optim=optim,
+    )
+    return ExperimentConfig(
+        base_part=PART,
+        transfer_part=(TRANSFER_PART,),
+        transfer_epochs=config.transfer_epochs,
+        mtl=False,
+        num_seeds=1,
+        control_seeds=0,
+        train=train,
     )
 
 
 def _free_name(runs: Path) -> str:
-    """A name that no earlier demo has taken: drums, drums-2, drums-3 ..."""
+    """A name that no earlier demo has taken: experiment, experiment-2, experiment-3 ..."""
     number = 1
-    while (runs / (name := PART if number == 1 else f"{PART}-{number}")).exists():
+    while (runs / (name := "experiment" if number == 1 else f"experiment-{number}")).exists():
         number += 1
     return name
 

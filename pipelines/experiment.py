@@ -5,7 +5,8 @@
 
 Each training (experiment_plan.py) is a child of one MLflow run, and goes to OUT/NAME/STEP, scored
 on the test songs. What is finished is not done again after an interruption (--resume); trainings
-run side by side where the cluster has room.
+run side by side where the cluster has room. It ends with OUT/NAME/comparison: the original's
+figure, a bar chart and a table, which MLflow holds too.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from rich.progress import Progress
 from bsrnn_core.bands import model_bands
 from bsrnn_core.errors import BadInput
 from data_prep.shards import ShardDataset
-from pipelines import base, evaluate, report, tracking
+from pipelines import base, compare, evaluate, report, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG, read_yaml, save_yaml, yaml_values
 from pipelines.experiment_plan import ExperimentConfig, Step, plan
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 SCORED_FILE = "scored.json"
 """Written last into a step's folder: with it, the step is finished."""
+BY = ("band_schema", "way")
+"""What the trainings are compared by."""
 CHANGEABLE = (
     *("resume", "max_concurrent", "device", "num_workers", "threads_per_worker"),
     *("data_loader_workers", "max_failures", "log_every_steps", "shards"),
@@ -57,7 +60,7 @@ class Setting:
 
 
 def run(config: ExperimentConfig) -> Path:
-    """Do all that is not done yet; returns the experiment's folder.
+    """Do all that is not done yet, then compare; returns the folder of the comparison.
 
     Raises BadInput for a name already used, missing data or options that do not fit together, and
     RuntimeError when steps failed: the others are done and compared all the same.
@@ -86,6 +89,7 @@ def run(config: ExperimentConfig) -> Path:
                 bars=bars,
             )
             failed = _do_all(steps, setting, slots)
+        out = _compare(config, folder, run_id, uri)
         if failed:
             raise RuntimeError(
                 f"{len(failed)} of {len(steps)} trainings failed or could not begin "
@@ -97,7 +101,7 @@ def run(config: ExperimentConfig) -> Path:
         raise
     finally:
         tracking.finish_run(run_id, uri, status)
-    return folder
+    return out
 
 
 def _folder(config: ExperimentConfig) -> Path:
@@ -246,6 +250,22 @@ def _step_config(step: Step, setting: Setting) -> TrainConfig:
         resume=(setting.folder / step.name / base.RUN_FILE).exists(),
         cluster=cluster,
     )
+
+
+def _compare(config: ExperimentConfig, folder: Path, run_id: str, uri: str) -> Path:
+    """Compare what is done, as `bsrnn compare` does, and add it to the parent run."""
+    out = folder / "comparison"
+    children = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    runs = tracking.find_runs(uri, config.train.experiment, children)
+    comparison = compare.collect(uri, runs, BY)
+    files = compare.write_comparison(comparison, out, f"Experiment {config.train.name}")
+    compare.show(comparison)
+    print(f"{', '.join(file.name for file in files)} written to {out}")
+    artifacts = [(file, "comparison") for file in files] + [(folder / RUN_CONFIG, "")]
+    problem = tracking.log_results(run_id, uri, {}, artifacts)
+    if problem:
+        logger.warning("%s", problem)
+    return out
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every figure of the project, and the only file that draws (matplotlib, without a display)."""
+"""Every figure but those of a comparison, drawn without a display (matplotlib)."""
 
 import itertools
 import math
@@ -72,7 +72,7 @@ def plot_bands(
     bars.set_title(title, loc="left", fontsize=13, color=INK)
     bars.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
     bars.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_bars(axes: Axes, edges_hz: Sequence[float]) -> None:
@@ -173,7 +173,7 @@ def plot_spectrograms(
     panels[0].set_ylabel("kHz")
     figure.colorbar(panels[-1].images[0], ax=list(panels), label="dB", pad=0.01)
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _power(samples: Tensor, config: StftConfig) -> Tensor:
@@ -206,10 +206,11 @@ def plot_curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as its ending says, whole or not at all."""
     path = Path(path)
     with AtomicPath(path) as unfinished:
         figure.savefig(unfinished, dpi=130, format=path.suffix.lstrip(".") or "png")

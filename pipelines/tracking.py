@@ -5,23 +5,27 @@ is a run. What belongs to the start of a run (`prepare_store`, `create_run`) ref
 cannot be used; everything later only warns, so that no training dies of its tracking server.
 """
 
-import fcntl
 import logging
-import math
 import os
-import posixpath
-import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bsrnn_core.errors import BadInput
-from pipelines.tracking_params import as_text, flatten
+from pipelines.tracking_params import as_text, flatten, mlflow_key, recordable
 from pipelines.tracking_queue import POINTS_PER_BATCH, BackgroundLog, Point, Refused, first_line
-from pipelines.tracking_store import check_reachable, database_file, is_http, shown, tracking_uri
+from pipelines.tracking_runs import RecordedRun, read_curves, search_runs
+from pipelines.tracking_store import (
+    artifact_location,
+    check_reachable,
+    database_file,
+    folder_lock,
+    is_http,
+    shown,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,9 +35,11 @@ __all__ = [
     "Tracker",
     "check_reachable",
     "create_run",
+    "find_runs",
     "finish_run",
     "flatten",
     "log_results",
+    "metric_curves",
     "prepare_store",
     "reopen_run",
     "run_url",
@@ -48,7 +54,6 @@ T = TypeVar("T")
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
-MAX_KEY_LENGTH = 250
 
 _ENVIRONMENT = {
     # MLflow's own retries block for minutes; the Tracker's thread has better ones.
@@ -82,33 +87,13 @@ def prepare_store(uri: str) -> None:
     if problem is not None:
         raise BadInput(problem)
     try:
-        with _folder_lock(database_file(uri)):
+        with folder_lock(database_file(uri)):
             _client(uri).search_experiments(max_results=1)
     except Exception as error:
         raise BadInput(
             f"the MLflow store at {shown(uri)} cannot be used ({first_line(error)}): "
             "correct that, or set MLFLOW_TRACKING_URI to another one"
         ) from error
-
-
-@contextmanager
-def _folder_lock(database: Path | None) -> Iterator[None]:
-    """Lock the database's folder itself, which leaves no lock file behind."""
-    if database is None:
-        yield
-        return
-    folder = os.open(database.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a network file system may lock no folders
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
-def _key(name: str) -> str:
-    """A name that MLflow accepts: a user's stem may hold any character."""
-    return posixpath.normpath(re.sub(r"[^\w.\- :/]", "_", name)).strip("/.")[:MAX_KEY_LENGTH]
 
 
 def create_run(
@@ -128,9 +113,9 @@ def create_run(
     from mlflow.entities import Param
 
     parameters = [
-        Param(_key(key), as_text(value)[:MAX_PARAM_LENGTH]) for key, value in params.items()
+        Param(mlflow_key(key), as_text(value)[:MAX_PARAM_LENGTH]) for key, value in params.items()
     ]
-    run_tags = {_key(key): str(value)[:MAX_TAG_LENGTH] for key, value in tags.items()}
+    run_tags = {mlflow_key(key): str(value)[:MAX_TAG_LENGTH] for key, value in tags.items()}
     if parent_run_id is not None:
         run_tags["mlflow.parentRunId"] = parent_run_id
     client = _client(uri)
@@ -158,7 +143,7 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=_artifact_location(uri))
+            return client.create_experiment(name, artifact_location=artifact_location(uri))
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -169,15 +154,6 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
             f"with `mlflow experiments restore --experiment-id {found.experiment_id}`"
         )
     return found.experiment_id
-
-
-def _artifact_location(uri: str) -> str | None:
-    """mlartifacts beside the database, absolute; None where the server decides."""
-    if is_http(uri) or uri.startswith("databricks"):
-        return None
-    database = database_file(uri)
-    folder = Path.cwd() if database is None else database.parent
-    return (folder / "mlartifacts").as_uri()
 
 
 def reopen_run(run_id: str, uri: str) -> None:
@@ -207,7 +183,7 @@ def log_results(
     try:
         run = _Run(run_id, uri)
         now_ms = int(time.time() * 1000)
-        points = [Point(key, value, now_ms, 0) for key, value in _recordable(metrics).items()]
+        points = [Point(key, value, now_ms, 0) for key, value in recordable(metrics).items()]
         for first in range(0, len(points), POINTS_PER_BATCH):
             run.send(points[first : first + POINTS_PER_BATCH])
         for path, folder in artifacts:
@@ -215,6 +191,44 @@ def log_results(
     except Exception as error:
         return f"not all results are in MLflow run {run_id}: {first_line(error)}"
     return None
+
+
+def find_runs(
+    uri: str, experiment: str, filter_string: str = "", max_results: int = 10_000
+) -> list[RecordedRun]:
+    """The runs of an experiment, oldest first, that ``filter_string`` (MLflow's own) lets through.
+
+    Raises BadInput when the store cannot be used, holds no such experiment, does not understand
+    the filter, or finds more than ``max_results`` runs.
+    """
+    client = _client_to_read(uri)
+    return search_runs(client, _called(uri), experiment, filter_string, max_results)
+
+
+def metric_curves(
+    uri: str, run_id: str, names: Sequence[str]
+) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) pairs of a run's metrics by step; of a step recorded twice the last value.
+
+    A metric that was never recorded has none. Raises BadInput when the store cannot be read.
+    """
+    return read_curves(_client_to_read(uri), _called(uri), run_id, names)
+
+
+def _client_to_read(uri: str) -> "MlflowClient":
+    """A client of a store that is there: to look at one makes no database."""
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        raise BadInput(
+            f"there is no {database}: go to the folder that runs were recorded from, or set "
+            "MLFLOW_TRACKING_URI"
+        )
+    prepare_store(uri)
+    return _client(uri)
+
+
+def _called(uri: str) -> str:
+    return f"the MLflow store at {shown(uri)}"
 
 
 def run_url(run_id: str, uri: str) -> str:
@@ -234,13 +248,6 @@ def run_url(run_id: str, uri: str) -> str:
     return f"http://127.0.0.1:5000{page} after `{command}`"
 
 
-def _recordable(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Keys that MLflow accepts; infinities as NaN, for the database would make 1.8e308 of them."""
-    return {
-        _key(key): value if math.isfinite(value) else math.nan for key, value in metrics.items()
-    }
-
-
 class Tracker(BackgroundLog):
     """Curves and files of one run, for the worker of rank 0: no call waits for the store.
 
@@ -256,7 +263,7 @@ class Tracker(BackgroundLog):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record one value per metric at a step of the training. Returns at once."""
-        super().log(step, _recordable(metrics))
+        super().log(step, recordable(metrics))
 
 
 class _Run:

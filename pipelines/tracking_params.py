@@ -1,9 +1,14 @@
-"""A configuration as the flat text parameters of a run."""
+"""What runs hold in the form that MLflow takes: names, parameters, values."""
 
 import dataclasses
 import json
+import math
+import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+MAX_KEY_LENGTH = 250
 
 
 def flatten(config: object) -> dict[str, str]:
@@ -37,3 +42,16 @@ def as_text(value: object) -> str:
     if isinstance(value, list | tuple | dict):
         return json.dumps(value, default=str)
     return str(value)
+
+
+def mlflow_key(name: str) -> str:
+    """A name that MLflow accepts: a user's stem may hold any character."""
+    return posixpath.normpath(re.sub(r"[^\w.\- :/]", "_", name)).strip("/.")[:MAX_KEY_LENGTH]
+
+
+def recordable(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Keys that MLflow accepts; infinities as NaN, for the database would make 1.8e308 of them."""
+    return {
+        mlflow_key(key): value if math.isfinite(value) else math.nan
+        for key, value in metrics.items()
+    }

@@ -1,10 +1,13 @@
 """Which store runs are recorded in, and whether it is there; without importing MLflow."""
 
+import fcntl
 import os
 import re
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -39,6 +42,30 @@ def is_http(uri: str) -> bool:
 def shown(uri: str) -> str:
     """The URI without a password, for messages."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def artifact_location(uri: str) -> str | None:
+    """mlartifacts beside the database, absolute; None where the server decides."""
+    if is_http(uri) or uri.startswith("databricks"):
+        return None
+    database = database_file(uri)
+    folder = Path.cwd() if database is None else database.parent
+    return (folder / "mlartifacts").as_uri()
+
+
+@contextmanager
+def folder_lock(database: Path | None) -> Iterator[None]:
+    """Lock the database's folder itself, which leaves no lock file behind."""
+    if database is None:
+        yield
+        return
+    folder = os.open(database.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system may lock no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def check_reachable(uri: str, timeout_s: float = 5) -> str | None:

@@ -26,8 +26,15 @@ HEAD_OPTIONS = ("mlp_dim", "reduce_size")
 
 def differences(was: BsrnnConfig, now: BsrnnConfig) -> list[str]:
     """What makes the weights of two models unlike: "feature_dim is 32 and not 64" ..."""
-    before = {**leaf_values(was.stft), "hop_samples": was.stft.hop, **leaf_values(was.model)}
-    after = {**leaf_values(now.stft), "hop_samples": now.stft.hop, **leaf_values(now.model)}
+    before, after = (
+        {
+            **leaf_values(config.stft),
+            "hop_samples": config.stft.hop,
+            **leaf_values(config.model),
+            "hidden_dim": config.model.hidden,
+        }
+        for config in (was, now)
+    )
     return [f"{k} is {before[k]} and not {after[k]}" for k in before if before[k] != after[k]]
 
 

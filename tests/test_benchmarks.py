@@ -10,7 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsrnn_core import BSRNN
-from bsrnn_core.config import BsrnnConfig, ModelConfig, StftConfig
+from bsrnn_core.config import STEMS, BsrnnConfig, ModelConfig, StftConfig
+from data_prep.config import ChunkConfig
+from pipelines.config import OptimConfig, TrainConfig
 
 FRAMES = 5
 
@@ -56,6 +58,45 @@ def test_a_real_job_is_divided_by_the_bare_loops_around_it() -> None:
     loop = benchmark("training_loop")
     assert loop.rate([100.0, 0.5, 0.25, 0.25], 3) == 3.0
     assert loop.ratios([4.0, 6.0, 2.0], [5.0, 2.0]) == [1.0, 0.5]
+
+
+def test_stages_take_the_steps_that_they_are_said_to(tmp_path: Path) -> None:
+    stages = benchmark("stages")
+    tiny = TrainConfig(
+        crop_seconds=0.2,
+        stft=StftConfig(sample_rate=8000, n_fft=256),
+        chunk=ChunkConfig(chunk_size_in_seconds=0.4),
+        model=ModelConfig(band_schema="v1", feature_dim=4, num_blstm_layers=1, mlp_dim=8),
+        optim=OptimConfig(batch_size=2),
+    )
+    trainings = stages.make_trainings(tiny, tmp_path, "cpu")
+    stems = {name: [each.config.part for each in of_one] for name, of_one in trainings.items()}
+    assert stems == {
+        "base": [("vocals",)],
+        "transfer": [("vocals",)],
+        "mtl": [STEMS],
+        "four bases": [(stem,) for stem in STEMS],
+    }
+    for name, of_one in trainings.items():
+        models = [training.state.model for training in of_one]
+        before = [{n: w.clone() for n, w in model.state_dict().items()} for model in models]
+        step = stages.step_of(of_one)
+        step()
+        assert all(training.state.progress.step > 0 for training in of_one)
+        for model, was in zip(models, before, strict=True):
+            stays = [
+                weight
+                for weight, value in model.state_dict().items()
+                if torch.equal(value, was[weight])
+            ]
+            trunk = [weight for weight in was if weight.startswith("trunk.")]
+            assert stays == (trunk if name == "transfer" else [])
+
+
+def test_the_ratios_of_stages_are_those_of_their_names() -> None:
+    taken = {"base": 2.0, "transfer": 1.0, "mtl": 3.0, "four bases": 8.0}
+    expected = {"transfer / base": 0.5, "mtl / base": 1.5, "mtl / four bases": 0.375}
+    assert benchmark("stages").ratios(taken) == expected
 
 
 def test_openunmix_trains_and_separates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,30 @@ def test_frozen_trunk_stays_while_the_heads_learn():
         assert torch.equal(value, before[name]) == name.startswith("trunk."), name
 
 
+def test_no_graph_goes_through_a_frozen_trunk_until_it_is_unfrozen():
+    model, mixture = tiny(), mixtures()
+    expected, seen = model(mixture), []
+
+    def note(_module, _inputs, output):
+        seen.append((output.requires_grad, model.trunk.training, model.heads.training))
+
+    model.trunk.register_forward_hook(note)
+    model.freeze_trunk()
+    for mode in (True, False):
+        model.train(mode)
+        torch.testing.assert_close(model(mixture), expected)
+    model.unfreeze_trunk()
+    model.train()
+    model(mixture).abs().mean().backward()
+    assert seen == [(False, False, True), (False, False, False), (True, True, True)]
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_without_gradients_a_trunk_that_is_trained_builds_no_graph():
+    with torch.no_grad():
+        assert not tiny()(mixtures()).requires_grad
+
+
 def test_bf16_autocast_is_close():
     model, mixture = tiny(feature_dim=16, mlp_dim=16), mixtures()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,7 +1,14 @@
 """What several tests of the pipelines share: a store to record runs in, a training of a second."""
 
 import dataclasses
+import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +18,7 @@ from torch import Tensor
 from bsrnn_core.config import ModelConfig, StftConfig
 from data_prep.chunks import track_chunks
 from data_prep.config import ChunkConfig, PrepConfig, RemixConfig, SourceConfig
+from data_prep.demo_songs import make_corpus
 from data_prep.manifest import Manifest, PreparedTrack, content_config, hash_of
 from data_prep.shards import ShardHeader, write_shard
 from data_prep.tracks import Split
@@ -76,6 +84,62 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_config: TrainConf
         left_out={},
     ).write(folder)
     return folder
+
+
+TOY_EXPERIMENT = shlex.split(
+    "--musdbhq_location songs --schemas v1 v2 --transfer_part bass --mtl false --num_seeds 1 "
+    "--control_seeds 0 --max_concurrent 1 --experiment toys --sample_rate 8000 --n_fft 256 "
+    "--feature_dim 4 --num_blstm_layers 1 --mlp_dim 8 --chunk_size_in_seconds 0.5 "
+    "--crop_seconds 0.4 --batch_size 2 --steps_per_epoch 2 --max_epochs 3 --transfer_epochs 2 "
+    "--log_every_steps 1"
+)
+TOY_STEPS = ("v1-base-drums", "v1-base-to-bass", "v2-base-drums", "v2-base-to-bass")
+"""Its trainings in the order in which they are made, without the seed's ending."""
+EXPERIMENT_SECONDS = 600
+"""How long one invocation of it may take on a busy machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyExperiment:
+    """A small experiment whose process was killed in its second training, then gone on with."""
+
+    folder: Path
+    database: str
+    """The MLflow store."""
+    statuses_when_killed: dict[str, str]
+    """Of the runs in the store: name -> status."""
+    files_when_killed: dict[Path, int]
+    """The files of the first, finished training, with their times of change."""
+
+
+@pytest.fixture(scope="session")
+def toy_experiment(tmp_path_factory: pytest.TempPathFactory) -> ToyExperiment:
+    """By the command line, in processes of its own: killed with -9, then --resume."""
+    home = tmp_path_factory.mktemp("experiment")
+    make_corpus(home / "songs", num_train=3, num_valid=1, num_test=1, seconds=4, sample_rate=8000)
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    command = [sys.executable, "-m", "pipelines.cli", "experiment", "--name", "toy"]
+    options = {"cwd": home, "env": os.environ | {"MLFLOW_TRACKING_URI": uri}}
+    folder = home / "runs" / "toy"
+    first, second = (folder / f"{step}-seed42" for step in TOY_STEPS[:2])
+    driver = subprocess.Popen([*command, *TOY_EXPERIMENT], **options)
+    try:
+        deadline = time.monotonic() + EXPERIMENT_SECONDS
+        while not (second / "last").exists():
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    runs = tracking.find_runs(uri, "toys")
+    killed = ToyExperiment(
+        folder=folder,
+        database=uri,
+        statuses_when_killed={run.name: run.status for run in runs},
+        files_when_killed={file: file.stat().st_mtime_ns for file in first.rglob("*.*")},
+    )
+    subprocess.run([*command, "--resume"], check=True, timeout=EXPERIMENT_SECONDS, **options)
+    return killed
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from pipelines import cli
-from pipelines.config import PRESETS, TrainConfig, original
+from pipelines.config import OF_ONE_RUN, PRESETS, TrainConfig, original
 from pipelines.config_files import (
     RUN_CONFIG,
     leaf_values,
@@ -23,6 +23,7 @@ from pipelines.config_files import (
     with_values,
 )
 from pipelines.flags import parse
+from pipelines.infer import InferConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +279,69 @@ def test_resume_takes_the_options_of_the_run(tmp_path: Path):
     assert resumed.resume and not first.resume
     for words in (again, [*again, "--resume", "false"], ["--name", "b", "--resume"]):
         assert train(*words).optim.lr == TrainConfig().optim.lr
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> TrainConfig:
+    """The options of a run in the folder "a", with something for each that is of one run only."""
+    config = with_values(
+        PRESETS["tiny"](),
+        {"name": "a", "part": ("bass",), "stem_weights": (2.0,), "checkpoint_fp": "other/best",
+         "transfer": True, "unfreeze_after_epochs": 3, "out": str(tmp_path), "resume": True,
+         "max_minutes": 9.0, "musdbhq_location": "music", "lr": 0.5, "remix": False},
+    )  # fmt: skip
+    assert all(leaf_values(config)[n] != leaf_values(original())[n] for n in OF_ONE_RUN)
+    save_yaml(config, tmp_path / "a" / RUN_CONFIG)
+    return config
+
+
+def test_a_checkpoint_brings_the_options_of_its_run(tmp_path: Path, earlier: TrainConfig):
+    best = str(tmp_path / "a" / "best")
+    of_one_run = {name: leaf_values(original())[name] for name in OF_ONE_RUN}
+    expected = {**leaf_values(earlier), **of_one_run, "checkpoint_fp": best}
+    assert leaf_values(train("--checkpoint_fp", best)) == expected
+    assert leaf_values(train("--checkpoint_fp", f"{best}/")) == expected | {
+        "checkpoint_fp": f"{best}/"
+    }
+    words = ["--lr", "0.25", "--remix", "--part", "drums", "--transfer", "--max_minutes", "2"]
+    said = {"lr": 0.25, "remix": True, "part": ("drums",), "transfer": True, "max_minutes": 2.0}
+    assert leaf_values(train("--checkpoint_fp", best, *words)) == expected | said
+
+
+def test_a_preset_or_a_file_counts_for_more_than_the_run_of_the_checkpoint(
+    tmp_path: Path, earlier: TrainConfig
+):
+    best = str(tmp_path / "a" / "best")
+    (tmp_path / "mine.yaml").write_text("lr: 0.125\n")
+    for words, expected in [
+        (["--preset", "original"], leaf_values(original())),
+        (["--config", str(tmp_path / "mine.yaml")], leaf_values(original()) | {"lr": 0.125}),
+    ]:
+        assert leaf_values(train("--checkpoint_fp", best, *words)) == expected | {
+            "checkpoint_fp": best
+        }
+
+
+def test_a_resumed_run_keeps_its_own_options(tmp_path: Path, earlier: TrainConfig):
+    mine = with_values(original(), {"name": "b", "out": str(tmp_path), "lr": 0.75})
+    save_yaml(mine, tmp_path / "b" / RUN_CONFIG)
+    words = ["--checkpoint_fp", str(tmp_path / "a" / "best"), "--name", "b", "--out", str(tmp_path)]
+    assert train(*words, "--resume").optim.lr == 0.75
+    assert train(*words).optim.lr == earlier.optim.lr
+
+
+def test_a_checkpoint_without_its_run_takes_what_is_said(tmp_path: Path):
+    best = str(tmp_path / "moved")
+    expected = leaf_values(original()) | {"checkpoint_fp": best, "feature_dim": 48}
+    assert leaf_values(train("--checkpoint_fp", best, "--feature_dim", "48")) == expected
+
+
+def test_a_checkpoint_brings_nothing_to_a_command_that_only_uses_it(
+    tmp_path: Path, earlier: TrainConfig
+):
+    words = ["--checkpoint_fp", str(tmp_path / "a" / "best"), "--input", "x", "--out", "y"]
+    config = parse(InferConfig, words, prog="bsrnn infer")
+    assert (config.input, config.out) == ("x", "y")
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path):

@@ -1,4 +1,5 @@
-"""A stranger's first hour: prepare, train with two workers, resume, evaluate, infer; by flags."""
+"""A stranger's first hour: prepare, train with two workers, resume, evaluate, infer, transfer;
+all of it by flags."""
 
 import json
 import shlex
@@ -8,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import soundfile
+import torch
 
 from bsrnn_core import load
 from bsrnn_core.checkpoint import read_metadata
@@ -20,6 +22,8 @@ SMALL = shlex.split(
     "--mlp_dim 8 --chunk_size_in_seconds 0.5 --crop_seconds 0.4 --batch_size 3 --num_workers 2 "
     "--steps_per_epoch 2 --ema_decay 0.9 --log_every_steps 1"
 )
+
+STEM_OF_SHARDS = ("--part", "drums", "--name", "x", "--shards", "s")
 
 
 @pytest.fixture
@@ -73,6 +77,33 @@ def test_from_songs_to_a_separated_song(
     artifacts = {file.path for file in client.list_artifacts(logged.info.run_id)}
     assert {"checkpoint", "samples", "config.yaml"} <= artifacts
 
+    # What is not said is as in the run of the checkpoint.
+    assert main(["transfer", *checkpoint, "--part", "voice", "--name", "v"]) == 0
+    judge_transfer(elsewhere / "runs" / "v", run, client)
+
+
+def judge_transfer(transfer: Path, trunk: Path, client: mlflow.MlflowClient) -> None:
+    """Its trunk is the other run's, and MLflow knows which that was and what the training cost."""
+    model, base = load(transfer / "best"), load(trunk / "best")
+    assert model.stems == ("voice",)
+    for mine, theirs in zip(model.trunk.parameters(), base.trunk.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    logged = client.get_run(read_metadata(transfer / "last")["mlflow_run_id"])
+    tags, metrics = logged.data.tags, logged.data.metrics
+    assert (tags["stage"], tags["way"]) == ("transfer", "transfer from base")
+    assert tags["checkpoint_run_id"] == read_metadata(trunk / "best")["mlflow_run_id"]
+    assert logged.data.params["feature_dim"] == "4"
+    assert metrics["system/minutes"] > 0
+    assert metrics["system/peak_memory_gb"] > 0
+    heads = sum(parameter.numel() for parameter in model.heads.parameters())
+    assert metrics["system/parameters_trained"] == heads
+    epochs, scores = (
+        {point.step: point.value for point in client.get_metric_history(logged.info.run_id, name)}
+        for name in ("valid/epoch", "valid/usdr_mean")
+    )
+    assert epochs == {2: 1, 4: 2}
+    assert scores.keys() == epochs.keys()
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -87,13 +118,27 @@ def test_from_songs_to_a_separated_song(
             ["--part", "drums", "--name", "x", "--batch_size", "3", "--num_workers", "4"],
             "without an example",
         ),
+        ([*STEM_OF_SHARDS, "--transfer"], "name its checkpoint folder with --checkpoint_fp"),
+        ([*STEM_OF_SHARDS, "--unfreeze_after_epochs", "2"], "goes with --transfer"),
+        (
+            [*STEM_OF_SHARDS, "--transfer", "--unfreeze_after_epochs", "0"],
+            "unfreeze_after_epochs must be at least 1, not 0",
+        ),
+        (
+            [*STEM_OF_SHARDS, "--stem_weights", "1", "2"],
+            "stem_weights holds 2 weights for the stems drums: give one for each",
+        ),
+        ([*STEM_OF_SHARDS, "--stem_weights", "0"], "stem_weights must be positive"),
+        ([*STEM_OF_SHARDS, "--stem_weights", "-1"], "stem_weights must be positive"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_once(
     words: list[str], said: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["train", *words]) == 2
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
     assert not (elsewhere / "runs").exists()
 
 

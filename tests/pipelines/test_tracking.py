@@ -1,5 +1,7 @@
 """Runs in a real sqlite store."""
 
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -14,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bsrnn_core.errors import BadInput
-from pipelines import tracking
+from pipelines import tracking, tracking_runs
 from pipelines.config import tiny
 
 
@@ -183,3 +185,130 @@ def test_where_to_look_at_a_run(uri: str, run_id: str) -> None:
     assert f"mlflow ui --backend-store-uri '{uri}'" in place
     away = f"http://127.0.0.1:{free_port()}"
     assert tracking.run_url(run_id, away) == away
+
+
+# Looking at runs
+
+
+def curve(uri: str, run_id: str, points: list[tuple[int, float]], name: str) -> None:
+    with tracking.Tracker(run_id, uri) as tracker:
+        for step, value in points:
+            tracker.log(step, {name: value})
+        assert tracker.flush(30)
+
+
+def test_runs_are_found_oldest_first_with_what_they_hold(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_runs, "RUNS_PER_PAGE", 2)
+    run_id = ""
+    for index in range(5):
+        tags = {"stage": "transfer" if index % 2 else "base"}
+        run_id = tracking.create_run(uri, "tests", f"run {index}", {"seed": index}, tags)
+        tracking.log_results(run_id, uri, {"test/usdr_drums": index, "n": float("nan")}, [])
+        time.sleep(0.002)  # the store counts in milliseconds
+    tracking.create_run(uri, "another", "not here", {}, {})
+    tracking.finish_run(run_id, uri, "KILLED")
+    runs = tracking.find_runs(uri, "tests")
+    assert [run.name for run in runs] == [f"run {index}" for index in range(5)]
+    last = runs[-1]
+    assert (last.run_id, last.status) == (run_id, "KILLED")
+    assert [run.status for run in runs[:-1]] == ["RUNNING"] * 4
+    assert last.params == {"seed": "4"}
+    assert last.tags["stage"] == "base"
+    assert last.metrics["test/usdr_drums"] == 4.0
+    assert last.metrics["n"] != last.metrics["n"]
+    chosen = tracking.find_runs(uri, "tests", "tags.stage = 'transfer' and params.seed != '1'")
+    assert [run.name for run in chosen] == ["run 3"]
+    assert tracking.find_runs(uri, "tests", "tags.stage = 'mtl'") == []
+
+
+def test_more_runs_than_asked_for_are_refused_and_not_cut_off(uri: str) -> None:
+    for index in range(3):
+        tracking.create_run(uri, "tests", f"run {index}", {}, {})
+    assert len(tracking.find_runs(uri, "tests", max_results=3)) == 3
+    with pytest.raises(BadInput, match="more than 2 runs of tests"):
+        tracking.find_runs(uri, "tests", max_results=2)
+
+
+@pytest.mark.parametrize(
+    ("filter_string", "reason"),
+    [
+        ("stage is transfer", "Invalid clause"),
+        ("tags.stage = transfer", "not quoted"),
+        ("params.seed = 1", "Expected a quoted string value"),
+        ("foo.bar = 'x'", "Invalid entity type 'foo'"),
+    ],
+)
+def test_a_filter_that_mlflow_does_not_understand_is_refused(
+    uri: str, run_id: str, filter_string: str, reason: str
+) -> None:
+    with pytest.raises(BadInput) as refusal:
+        tracking.find_runs(uri, "tests", filter_string)
+    sentence = str(refusal.value)
+    assert f"does not understand the filter {filter_string} (" in sentence
+    assert reason in sentence
+    assert sentence.endswith("as in tags.stage = 'transfer' and params.seed = '1'")
+    assert "\n" not in sentence
+
+
+def test_an_experiment_that_is_not_there_is_refused(uri: str, run_id: str) -> None:
+    with pytest.raises(BadInput, match=r"holds no experiment test; did you mean tests\?"):
+        tracking.find_runs(uri, "test")
+    with pytest.raises(BadInput, match=r"no experiment nothing like it; there are .*tests"):
+        tracking.find_runs(uri, "nothing like it")
+    MlflowClient(uri).delete_experiment(get_run(uri, run_id).info.experiment_id)
+    with pytest.raises(BadInput, match="holds no experiment tests"):
+        tracking.find_runs(uri, "tests")
+
+
+def test_to_look_for_runs_makes_no_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with pytest.raises(BadInput, match=r"there is no .*mlflow\.db.*MLFLOW_TRACKING_URI"):
+        tracking.find_runs(uri, "tests")
+    with pytest.raises(BadInput, match=r"there is no .*mlflow\.db"):
+        tracking.metric_curves(uri, "0" * 32, ["x"])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BadInput, match="no MLflow server answers"):
+        tracking.find_runs(f"http://127.0.0.1:{free_port()}", "tests")
+
+
+def test_curves_come_by_step_with_the_last_value_of_each(uri: str, run_id: str) -> None:
+    curve(uri, run_id, [(10, 1.0), (20, float("nan")), (30, 3.0)], "valid/usdr_my (own) stem")
+    for step, value, timestamp in ((30, 8.0, 2), (10, 9.0, 1), (30, 7.0, 3)):
+        MlflowClient(uri).log_metric(run_id, "again", value, timestamp, step)
+    curves = tracking.metric_curves(uri, run_id, ["valid/usdr_my (own) stem", "again", "never"])
+    assert str(curves["valid/usdr_my (own) stem"]) == "[(10, 1.0), (20, nan), (30, 3.0)]"
+    assert curves["again"] == [(10, 9.0), (30, 7.0)]
+    assert curves["never"] == []
+
+
+@pytest.mark.proof
+def test_a_server_is_looked_at_like_a_file(uri: str, run_id: str, tmp_path: Path) -> None:
+    curve(uri, run_id, [(10, 1.0), (20, float("nan"))], "valid/usdr_drums")
+    port = free_port()
+    command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command, "--workers", "1"],
+            stdout=log, stderr=log, cwd=tmp_path, start_new_session=True,
+        )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while tracking.check_reachable(address) is not None:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        for place in (uri, address):
+            (run,) = tracking.find_runs(place, "tests", "attributes.status = 'RUNNING'")
+            assert (run.run_id, run.name) == (run_id, "one")
+            assert str(run.metrics) == "{'valid/usdr_drums': nan}"
+            curves = tracking.metric_curves(place, run_id, ["valid/usdr_drums"])
+            assert str(curves["valid/usdr_drums"]) == "[(10, 1.0), (20, nan)]"
+            with pytest.raises(BadInput, match="does not understand the filter x y"):
+                tracking.find_runs(place, "tests", "x y")
+            with pytest.raises(BadInput, match="did you mean tests"):
+                tracking.find_runs(place, "test")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -199,6 +199,28 @@ def test_checkpoint_of_another_model_is_refused_with_what_differs(tmp_path):
         config = dataclasses.replace(CONFIG, checkpoint_fp=str(tmp_path / "base"), **change)
         with pytest.raises(BadInput, match=phrase):
             initial_model(config)
-    spelled_out = dataclasses.replace(CONFIG.stft, hop_samples=16)
-    config = dataclasses.replace(CONFIG, checkpoint_fp=str(tmp_path / "base"), stft=spelled_out)
-    assert same(initial_model(config).state_dict(), model().state_dict())
+    spelled_out = dataclasses.replace(
+        CONFIG,
+        checkpoint_fp=str(tmp_path / "base"),
+        stft=dataclasses.replace(CONFIG.stft, hop_samples=16),
+        model=dataclasses.replace(CONFIG.model, hidden_dim=8),
+    )
+    assert same(initial_model(spelled_out).state_dict(), model().state_dict())
+
+
+@pytest.mark.parametrize(("option", "value"), [("mlp_dim", 6), ("reduce_size", True)])
+def test_only_fresh_heads_may_have_another_size(tmp_path, option, value):
+    checkpoint.save(tmp_path / "base", model(), {})
+    sizes = dataclasses.replace(CONFIG.model, **{option: value})
+    config = dataclasses.replace(CONFIG, checkpoint_fp=str(tmp_path / "base"), model=sizes)
+    with pytest.raises(BadInput, match=f"{option} is .* and not {value}"):
+        initial_model(config)
+    for fresh in (
+        dataclasses.replace(config, transfer=True),
+        dataclasses.replace(config, part=("drums",)),
+    ):
+        started = initial_model(fresh)
+        assert started.config == fresh.bsrnn
+        assert same(started.trunk.state_dict(), model().trunk.state_dict())
+        shapes = [p.shape for p in started.heads.parameters()]
+        assert shapes == [p.shape for p in BSRNN(fresh.bsrnn).heads.parameters()]

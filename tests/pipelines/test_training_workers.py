@@ -1,4 +1,4 @@
-"""Two workers: processes joined by gloo that train as one does, and stop together."""
+"""Two workers: processes joined by gloo that train as one does, unfreeze and stop together."""
 
 import os
 from dataclasses import replace
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from bsrnn_core import BSRNN, checkpoint
 from pipelines import training
 from pipelines.config import ClusterConfig
 from pipelines.training import Events, Training, TrainingJob
@@ -26,7 +27,12 @@ def train(job: TrainingJob, distributed: bool) -> dict[str, Any]:
         on_metrics=lambda step, metrics: notes["metrics"].append((step, metrics)),
         on_epoch=notes["epochs"].append,
     )
-    wrap = DistributedDataParallel if distributed else lambda model: model
+    notes["wrapped"] = 0
+
+    def wrap(model: Any) -> Any:
+        notes["wrapped"] += 1
+        return DistributedDataParallel(model) if distributed else model
+
     made = Training(job, device=CPU, wrap=wrap, events=events)
     train_step = made.train_step
 
@@ -55,7 +61,7 @@ def train_until_rank_0_says_stop(job: TrainingJob) -> int:
     return made.state.progress.step
 
 
-def work(rank: int, job: TrainingJob) -> None:
+def work(rank: int, job: TrainingJob, transfer: TrainingJob) -> None:
     """What each of two processes does."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -66,6 +72,7 @@ def work(rank: int, job: TrainingJob) -> None:
     notes["stopped_at"] = train_until_rank_0_says_stop(
         replace(job, config=budget, folder=job.folder / "short")
     )
+    notes["transfer"] = train(transfer, distributed=True)
     torch.save(notes, job.folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -81,13 +88,28 @@ def notes(
     config = replace(tiny_config, optim=optim)
     job = TrainingJob(config=config, folder=folder / "one", shards=tiny_shards, metadata={})
     alone = train(job, distributed=False)
+    trunk = BSRNN(replace(config, part=("vocals",)).bsrnn)
+    checkpoint.save(folder / "trunk", trunk, {})
+    unfreezing = {
+        "transfer": True,
+        "checkpoint_fp": str(folder / "trunk"),
+        "unfreeze_after_epochs": 1,
+    }
+    transfer = replace(
+        job, folder=folder / "one-transfer", config=replace(config, part=("drums",), **unfreezing)
+    )
+    alone["transfer"] = train(transfer, distributed=False)
+    alone["trunk"] = trunk.trunk.state_dict()
 
-    config = replace(config, cluster=ClusterConfig(num_workers=2))
-    job = replace(job, config=config, folder=folder)
+    two = ClusterConfig(num_workers=2)
+    job = replace(job, config=replace(config, cluster=two), folder=folder)
+    transfer = replace(
+        transfer, config=replace(transfer.config, cluster=two), folder=folder / "transfer"
+    )
     with pytest.MonkeyPatch.context() as patch:
         # The processes import this file by its name.
         patch.syspath_prepend(Path(__file__).parents[2])
-        spawn(work, (job,), nprocs=2)
+        spawn(work, (job, transfer), nprocs=2)
     return alone, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -105,6 +127,15 @@ def test_one_worker_equals_two(notes):
         torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=0, atol=1e-5)
 
 
+def without_costs(metrics: dict[str, float]) -> dict[str, float]:
+    """All but times and memory, which no two runs share."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in ("train/steps_per_second", "system/minutes", "system/peak_memory_gb")
+    }
+
+
 def test_rank_0_logs_what_one_worker_does(notes):
     alone, ranks = notes
     assert ranks[1]["metrics"] == []
@@ -112,10 +143,30 @@ def test_rank_0_logs_what_one_worker_does(notes):
     for (step, metrics), (expected_step, expected) in zip(
         ranks[0]["metrics"], alone["metrics"], strict=True
     ):
-        for values in (metrics, expected):
-            values.pop("train/steps_per_second", None)
         assert step == expected_step
-        assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert without_costs(metrics) == pytest.approx(without_costs(expected), rel=1e-3, abs=1e-5)
+
+
+def test_two_workers_unfreeze_as_one_does(notes):
+    alone, *ranks = (each["transfer"] for each in (notes[0], *notes[1]))
+    names = list(alone["weights"])
+    # Wrapped at the start, and once more when the trunk joins.
+    assert [each["wrapped"] for each in (alone, *ranks)] == [2, 2, 2]
+    assert len(alone["gradients"]) == 4
+    for step, steps in enumerate(zip(*(n["gradients"] for n in (alone, *ranks)), strict=True)):
+        for name, expected, *both in zip(names, *steps, strict=True):
+            if name.startswith("trunk.") and step < 2:
+                assert [expected, *both] == [None, None, None]
+                continue
+            assert torch.equal(*both), (step, name)
+            torch.testing.assert_close(both[0], expected, rtol=1e-3, atol=1e-6)
+    for name in names:
+        assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
+        torch.testing.assert_close(
+            ranks[0]["weights"][name], alone["weights"][name], rtol=0, atol=1e-5
+        )
+    for name, weight in notes[0]["trunk"].items():
+        assert not torch.equal(ranks[0]["weights"][f"trunk.{name}"], weight), name
 
 
 def test_all_ranks_stop_at_the_same_step(notes):

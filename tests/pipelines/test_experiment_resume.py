@@ -1,0 +1,112 @@
+"""A real experiment, killed in the middle and gone on with: nothing is done or recorded twice."""
+
+import os
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipelines.cli import main
+
+pytestmark = pytest.mark.proof
+
+STEPS = {
+    "v1-base-drums-seed42": ("base", "v1", "drums", 3),
+    "v1-base-to-bass-seed42": ("transfer from base", "v1", "bass", 2),
+    "v2-base-drums-seed42": ("base", "v2", "drums", 3),
+    "v2-base-to-bass-seed42": ("transfer from base", "v2", "bass", 2),
+}
+"""Name of the run -> way of training, schema, stem and epochs."""
+STEPS_PER_EPOCH = 2
+
+
+@pytest.fixture(scope="module")
+def client(toy_experiment) -> MlflowClient:
+    return MlflowClient(toy_experiment.database)
+
+
+@pytest.fixture(scope="module")
+def runs(client: MlflowClient) -> dict[str, Run]:
+    """All runs of the store by name, each once."""
+    experiment = client.get_experiment_by_name("toys")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    by_name = {str(run.info.run_name): run for run in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def test_it_was_killed_in_the_second_training(toy_experiment):
+    assert toy_experiment.statuses_when_killed == {
+        "toy": "RUNNING",
+        "v1-base-drums-seed42": "FINISHED",
+        "v1-base-to-bass-seed42": "RUNNING",
+    }
+
+
+def test_what_was_finished_is_not_touched_again(toy_experiment):
+    files = toy_experiment.files_when_killed
+    assert any(file.name == "model.safetensors" for file in files)
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+
+
+def test_every_training_is_one_finished_child_of_one_run(runs: dict[str, Run]):
+    assert set(runs) == {"toy", *STEPS}
+    parent = runs.pop("toy")
+    assert (parent.info.status, parent.data.tags["stage"]) == ("FINISHED", "experiment")
+    for name, (way, schema, stem, _) in STEPS.items():
+        tags = runs[name].data.tags
+        assert runs[name].info.status == "FINISHED"
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (tags["way"], tags["band_schema"], tags["stems"]) == (way, schema, stem)
+        assert f"test/usdr_{stem}" in runs[name].data.metrics
+    assert runs["v2-base-to-bass-seed42"].data.tags["checkpoint_run_id"] == (
+        runs["v2-base-drums-seed42"].info.run_id
+    )
+
+
+def test_curves_have_every_step_once(client: MlflowClient, runs: dict[str, Run]):
+    for name, (*_, stem, epochs) in STEPS.items():
+        run_id = runs[name].info.run_id
+        steps = [point.step for point in client.get_metric_history(run_id, "train/loss")]
+        assert steps == list(range(1, STEPS_PER_EPOCH * epochs + 1))
+        for metric in (f"valid/usdr_{stem}", "valid/epoch"):
+            steps = [point.step for point in client.get_metric_history(run_id, metric)]
+            assert steps == [STEPS_PER_EPOCH * epoch for epoch in range(1, epochs + 1)]
+
+
+def test_trunks_are_the_bases(toy_experiment):
+    from bsrnn_core import load
+
+    for schema in ("v1", "v2"):
+        base, transfer = (
+            load(toy_experiment.folder / f"{schema}-{name}-seed42" / "best").trunk.state_dict()
+            for name in ("base-drums", "base-to-bass")
+        )
+        assert all(value.equal(base[name]) for name, value in transfer.items())
+
+
+def test_the_comparison_is_among_the_files_and_in_mlflow(
+    toy_experiment, client: MlflowClient, runs: dict[str, Run]
+):
+    files = {file.name for file in (toy_experiment.folder / "comparison").iterdir()}
+    assert {"comparison.md", "comparison.csv", "validation.png", "scores.png"} <= files
+    logged = client.list_artifacts(runs["toy"].info.run_id, "comparison")
+    assert {Path(file.path).name for file in logged} == files
+    table = (toy_experiment.folder / "comparison" / "comparison.md").read_text()
+    assert "transfer from base" in table
+
+
+def test_the_name_is_taken(
+    toy_experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    home = toy_experiment.folder.parents[1]
+    monkeypatch.chdir(home)
+    before = sorted(os.listdir(toy_experiment.folder))
+    words = ["experiment", "--musdbhq_location", "songs", "--name", "toy"]
+    assert main(words) == 2
+    assert "holds an experiment already" in capsys.readouterr().err
+    assert main([*words, "--resume", "--num_seeds", "2"]) == 2
+    assert "num_seeds is 1 and not 2" in capsys.readouterr().err
+    assert sorted(os.listdir(toy_experiment.folder)) == before

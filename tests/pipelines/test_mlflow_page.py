@@ -1,0 +1,217 @@
+"""MLflow's own pages, in a browser: what an experiment records can be seen and compared there."""
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+import pytest
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from pipelines import tracking
+
+pytestmark = pytest.mark.proof
+
+START_SECONDS = 120
+PAGE_SECONDS = 30
+"""How long a server may take to start, and a page to show what it should, on a busy machine."""
+SIDES = ("Width", "Height")
+
+WAYS = ("base", "transfer from base", "transfer from mtl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running `mlflow server` and the database that it serves."""
+
+    url: str
+    database: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """An experiment in the store, and what its pages have to show."""
+
+    experiment_id: str
+    parent: str
+    runs: dict[str, str]
+    """Names of the compared runs with their ids."""
+    scores: dict[str, list[float]]
+    """Of each metric the last value in every run, in the order of ``runs``."""
+    figure: Path
+    figure_place: str
+    """The figure's path among the parent's artifacts."""
+
+
+def record_experiment(uri: str, name: str, folder: Path) -> Recorded:
+    """Three transfers below one parent run, with curves, scores and the parent's figure."""
+    parent = tracking.create_run(uri, name, "paper", {}, {"stage": "experiment"})
+    runs: dict[str, str] = {}
+    scores: dict[str, list[float]] = {"valid/usdr_bass": [], "test/usdr_bass": []}
+    for index, way in enumerate(WAYS):
+        tags = {
+            "stage": "base" if way == "base" else "transfer",
+            "band_schema": "v7",
+            "way": way,
+            "stems": "bass",
+            "manifest_hash": "0123abcd",
+        }
+        params = {"lr": 1e-3, "feature_dim": 16, "seed": 42 + index}
+        run = tracking.create_run(uri, name, f"bass-{index}", params, tags, parent)
+        curve = [1.125 + index, 2.25 + index, 2.875 + index]
+        with tracking.Tracker(run, uri) as tracker:
+            for epoch, value in enumerate(curve):
+                tracker.log(100 * (epoch + 1), {"valid/usdr_bass": value, "train/loss": 1 / value})
+        assert tracking.log_results(run, uri, {"test/usdr_bass": 3.407 + index}, []) is None
+        tracking.finish_run(run, uri, "FINISHED")
+        runs[f"bass-{index}"] = run
+        scores["valid/usdr_bass"].append(curve[-1])
+        scores["test/usdr_bass"].append(3.407 + index)
+    picture = Figure(figsize=(6.2, 3.4), dpi=100)
+    picture.subplots().bar(list(runs), scores["test/usdr_bass"])
+    picture.savefig(folder / "scores.png")
+    figures = [(folder / "scores.png", "comparison")]
+    assert tracking.log_results(parent, uri, {}, figures) is None
+    tracking.finish_run(parent, uri, "FINISHED")
+    return Recorded(
+        experiment_id=MlflowClient(uri).get_run(parent).info.experiment_id,
+        parent=parent,
+        runs=runs,
+        scores=scores,
+        figure=folder / "scores.png",
+        figure_place="comparison/scores.png",
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`mlflow server` on the loopback interface, in a process group that ends with the tests."""
+    folder = tmp_path_factory.mktemp("server")
+    database = f"sqlite:///{folder / 'mlflow.db'}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += ["--port", str(port), "--backend-store-uri", database]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nothing here needs
+    }
+    log = folder / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while tracking.check_reachable(url) is not None:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield Server(url=url, database=database)
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process that leads a group, then whatever of the group is left."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(15)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(15)
+
+
+@pytest.fixture(scope="module", params=["server", "file"])
+def recorded(
+    request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
+    """The experiment, recorded through the server as on a cluster, and straight to the file."""
+    uri = server.url if request.param == "server" else server.database
+    return record_experiment(uri, f"by {request.param}", tmp_path_factory.mktemp("figures"))
+
+
+def wait(browser: Chrome) -> "WebDriverWait[Chrome]":
+    # The page draws itself anew while it loads.
+    return WebDriverWait(browser, PAGE_SECONDS, 0.2, [StaleElementReferenceException])
+
+
+CELLS = """
+return [...document.querySelectorAll("[role=rowgroup] > div")].map(cell => {
+    const box = cell.getBoundingClientRect();
+    return [box.top, box.left, cell.innerText.trim()];
+});
+"""
+
+
+def row_of(metric: str, num_values: int) -> Callable[[Chrome], list[str] | Literal[False]]:
+    """Looks for the texts at the height of a metric's name, once they are ``num_values``.
+
+    MLflow's table of metrics has columns but no rows: places on the page tell what goes together.
+    """
+
+    def look(browser: Chrome) -> list[str] | Literal[False]:
+        cells: list[tuple[float, float, str]] = browser.execute_script(CELLS)
+        heights = {top for top, _, text in cells if text == metric}
+        row = sorted((left, text) for top, left, text in cells if top in heights and text)
+        return len(row) == num_values + 1 and [text for _, text in row[1:]]
+
+    return look
+
+
+def picture(place: str) -> Callable[[Chrome], tuple[int, int] | Literal[False]]:
+    """Looks for an artifact's picture on its page; gives width and height once it has loaded."""
+
+    def look(browser: Chrome) -> tuple[int, int] | Literal[False]:
+        for image in browser.find_elements(By.CSS_SELECTOR, f'img[alt="{place}"]'):
+            width, height = (int(str(image.get_property(f"natural{s}"))) for s in SIDES)
+            if image.is_displayed() and width > 0:
+                return width, height
+        return False
+
+    return look
+
+
+def test_runs_can_be_compared(browser: Chrome, server: Server, recorded: Recorded) -> None:
+    run_ids = quote(json.dumps(list(recorded.runs.values())))
+    experiments = quote(json.dumps([recorded.experiment_id]))
+    browser.get(f"{server.url}/#/compare-runs?runs={run_ids}&experiments={experiments}")
+    for metric, values in recorded.scores.items():
+        message = f"the page does not show {metric} of every run"
+        row = wait(browser).until(row_of(metric, len(values)), message)
+        # The page rounds to four digits.
+        assert [float(text) for text in row] == pytest.approx(values, rel=1e-3)
+    text = browser.find_element(By.TAG_NAME, "body").text
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line for line in lines if line in recorded.runs] == list(recorded.runs)
+    assert "way " + " ".join(WAYS) in lines
+
+
+def test_the_figure_is_shown(browser: Chrome, server: Server, recorded: Recorded) -> None:
+    page = tracking.run_url(recorded.parent, server.url)
+    browser.get(f"{page}/artifacts/{recorded.figure_place}")
+    message = f"the page shows no picture {recorded.figure_place}"
+    size = wait(browser).until(picture(recorded.figure_place), message)
+    assert size == struct.unpack(">II", recorded.figure.read_bytes()[16:24])
