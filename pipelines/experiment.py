@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 SCORED_FILE = "scored.json"
 """Written last into a step's folder: with it, the step is finished."""
+COMPARISON = "comparison"
+"""The folder of the results, in the experiment's and among the parent run's artifacts."""
 BY = ("band_schema", "way")
 """What the trainings are compared by."""
 CHANGEABLE = (
@@ -89,7 +91,9 @@ def run(config: ExperimentConfig) -> Path:
                 bars=bars,
             )
             failed = _do_all(steps, setting, slots)
-        out = _compare(config, folder, run_id, uri)
+        # Without a single score there is nothing to compare, and the failures are told below.
+        if len(failed) < len(steps):
+            _compare(config, folder, run_id, uri)
         if failed:
             raise RuntimeError(
                 f"{len(failed)} of {len(steps)} trainings failed or could not begin "
@@ -101,7 +105,7 @@ def run(config: ExperimentConfig) -> Path:
         raise
     finally:
         tracking.finish_run(run_id, uri, status)
-    return out
+    return folder / COMPARISON
 
 
 def _folder(config: ExperimentConfig) -> Path:
@@ -252,20 +256,19 @@ def _step_config(step: Step, setting: Setting) -> TrainConfig:
     )
 
 
-def _compare(config: ExperimentConfig, folder: Path, run_id: str, uri: str) -> Path:
+def _compare(config: ExperimentConfig, folder: Path, run_id: str, uri: str) -> None:
     """Compare what is done, as `bsrnn compare` does, and add it to the parent run."""
-    out = folder / "comparison"
+    out = folder / COMPARISON
     children = f"tags.`mlflow.parentRunId` = '{run_id}'"
     runs = tracking.find_runs(uri, config.train.experiment, children)
     comparison = compare.collect(uri, runs, BY)
     files = compare.write_comparison(comparison, out, f"Experiment {config.train.name}")
     compare.show(comparison)
     print(f"{', '.join(file.name for file in files)} written to {out}")
-    artifacts = [(file, "comparison") for file in files] + [(folder / RUN_CONFIG, "")]
+    artifacts = [(file, COMPARISON) for file in files] + [(folder / RUN_CONFIG, "")]
     problem = tracking.log_results(run_id, uri, {}, artifacts)
     if problem:
         logger.warning("%s", problem)
-    return out
 
 
 if __name__ == "__main__":
