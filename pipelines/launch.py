@@ -43,6 +43,9 @@ def start_ray(num_workers: int = 0) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
         return
+    # glibc gives every thread a heap of its own, which large tensors soon fragment: a training of
+    # the tiny preset held twice the memory (docs/results.md).
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     # It warns that its token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
