@@ -14,8 +14,8 @@ pytestmark = pytest.mark.proof
 STEPS = {
     "v1-base-drums-seed42": ("base", "v1", "drums", 3),
     "v1-base-to-bass-seed42": ("transfer from base", "v1", "bass", 2),
-    "v2-base-drums-seed42": ("base", "v2", "drums", 3),
-    "v2-base-to-bass-seed42": ("transfer from base", "v2", "bass", 2),
+    "v7-base-drums-seed42": ("base", "v7", "drums", 3),
+    "v7-base-to-bass-seed42": ("transfer from base", "v7", "bass", 2),
 }
 """Name of the run -> way of training, schema, stem and epochs."""
 STEPS_PER_EPOCH = 2
@@ -53,7 +53,7 @@ def test_what_was_finished_is_not_touched_again(toy_experiment):
 
 def test_every_training_is_one_finished_child_of_one_run(runs: dict[str, Run]):
     assert set(runs) == {"toy", *STEPS}
-    parent = runs.pop("toy")
+    parent = runs["toy"]
     assert (parent.info.status, parent.data.tags["stage"]) == ("FINISHED", "experiment")
     for name, (way, schema, stem, _) in STEPS.items():
         tags = runs[name].data.tags
@@ -61,25 +61,35 @@ def test_every_training_is_one_finished_child_of_one_run(runs: dict[str, Run]):
         assert tags["mlflow.parentRunId"] == parent.info.run_id
         assert (tags["way"], tags["band_schema"], tags["stems"]) == (way, schema, stem)
         assert f"test/usdr_{stem}" in runs[name].data.metrics
-    assert runs["v2-base-to-bass-seed42"].data.tags["checkpoint_run_id"] == (
-        runs["v2-base-drums-seed42"].info.run_id
+    assert runs["v7-base-to-bass-seed42"].data.tags["checkpoint_run_id"] == (
+        runs["v7-base-drums-seed42"].info.run_id
     )
 
 
-def test_curves_have_every_step_once(client: MlflowClient, runs: dict[str, Run]):
-    for name, (*_, stem, epochs) in STEPS.items():
-        run_id = runs[name].info.run_id
-        steps = [point.step for point in client.get_metric_history(run_id, "train/loss")]
-        assert steps == list(range(1, STEPS_PER_EPOCH * epochs + 1))
-        for metric in (f"valid/usdr_{stem}", "valid/epoch"):
-            steps = [point.step for point in client.get_metric_history(run_id, metric)]
-            assert steps == [STEPS_PER_EPOCH * epoch for epoch in range(1, epochs + 1)]
+KILLED = "v1-base-to-bass-seed42"
+"""The training that was killed: points on their way to the store in its last seconds are lost."""
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_curves_have_no_step_twice(name: str, client: MlflowClient, runs: dict[str, Run]):
+    *_, stem, epochs = STEPS[name]
+    run_id = runs[name].info.run_id
+    ends = [STEPS_PER_EPOCH * epoch for epoch in range(1, epochs + 1)]
+    for metric, expected in {
+        "train/loss": list(range(1, ends[-1] + 1)),
+        f"valid/usdr_{stem}": ends,
+        "valid/epoch": ends,
+    }.items():
+        steps = [point.step for point in client.get_metric_history(run_id, metric)]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == expected[-1]
+        assert steps == expected or (name == KILLED and set(steps) < set(expected))
 
 
 def test_trunks_are_the_bases(toy_experiment):
     from bsrnn_core import load
 
-    for schema in ("v1", "v2"):
+    for schema in ("v1", "v7"):
         base, transfer = (
             load(toy_experiment.folder / f"{schema}-{name}-seed42" / "best").trunk.state_dict()
             for name in ("base-drums", "base-to-bass")
