@@ -55,8 +55,6 @@ class Recorded:
     figure: Path
     figure_place: str
     """The figure's path among the parent's artifacts."""
-    ways: tuple[str, ...] = ()
-    """The runs' ways of training, where they differ: the page may hide what does not."""
 
 
 def record_experiment(uri: str, name: str, folder: Path) -> Recorded:
@@ -96,34 +94,14 @@ def record_experiment(uri: str, name: str, folder: Path) -> Recorded:
         scores=scores,
         figure=folder / "scores.png",
         figure_place="comparison/scores.png",
-        ways=WAYS,
-    )
-
-
-def real_experiment(toy) -> Recorded:
-    """What `bsrnn experiment` recorded of its transfers, and its figure."""
-    runs = tracking.find_runs(toy.database, "toys")
-    parent = next(run.run_id for run in runs if run.tags["stage"] == "experiment")
-    transfers = [run for run in runs if run.tags["stage"] == "transfer"]
-    assert len(transfers) == 2
-    return Recorded(
-        experiment_id=MlflowClient(toy.database).get_run(parent).info.experiment_id,
-        parent=parent,
-        runs={run.name: run.run_id for run in transfers},
-        scores={
-            metric: [run.metrics[metric] for run in transfers]
-            for metric in ("valid/usdr_bass", "test/usdr_bass")
-        },
-        figure=toy.folder / "comparison" / "scores.png",
-        figure_place="comparison/scores.png",
     )
 
 
 @pytest.fixture(scope="module")
-def server(toy_experiment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`mlflow server` on the loopback interface, in a process group that ends with the tests."""
     folder = tmp_path_factory.mktemp("server")
-    database = toy_experiment.database
+    database = f"sqlite:///{folder / 'mlflow.db'}"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -165,17 +143,13 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait(15)
 
 
-@pytest.fixture(scope="module", params=["experiment", "server", "file"])
+@pytest.fixture(scope="module", params=["server", "file"])
 def recorded(
     request: pytest.FixtureRequest,
     server: Server,
-    toy_experiment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Recorded:
-    """A real experiment; and one recorded through the server as on a cluster, and straight to the
-    file."""
-    if request.param == "experiment":
-        return real_experiment(toy_experiment)
+    """The experiment, recorded through the server as on a cluster, and straight to the file."""
     uri = server.url if request.param == "server" else server.database
     return record_experiment(uri, f"by {request.param}", tmp_path_factory.mktemp("figures"))
 
@@ -242,7 +216,7 @@ def test_runs_can_be_compared(browser: Chrome, server: Server, recorded: Recorde
     text = browser.find_element(By.TAG_NAME, "body").text
     lines = [line.strip() for line in text.splitlines()]
     assert [line for line in lines if line in recorded.runs] == list(recorded.runs)
-    assert not recorded.ways or "way " + " ".join(recorded.ways) in lines
+    assert "way " + " ".join(WAYS) in lines
 
 
 def test_the_figure_is_shown(browser: Chrome, server: Server, recorded: Recorded) -> None:
