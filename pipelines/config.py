@@ -1,6 +1,7 @@
 """How a training runs: the options of `bsrnn train`, and the presets."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -142,8 +143,8 @@ class TrainConfig:
             raise BadInput(
                 f"unfreeze_after_epochs must be at least 1, not {self.unfreeze_after_epochs}"
             )
-        if any(weight <= 0 for weight in self.stem_weights):
-            raise BadInput("stem_weights must be positive")
+        if not all(0 < weight < math.inf for weight in self.stem_weights):
+            raise BadInput("stem_weights must be positive numbers")
 
     @property
     def stage(self) -> Stage:

@@ -1,6 +1,7 @@
 """Two workers: processes joined by gloo that train as one does, unfreeze and stop together."""
 
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,11 +28,17 @@ def train(job: TrainingJob, distributed: bool) -> dict[str, Any]:
         on_metrics=lambda step, metrics: notes["metrics"].append((step, metrics)),
         on_epoch=notes["epochs"].append,
     )
-    notes["wrapped"] = 0
+    notes["wrapped"], notes["left_over"] = 0, 0
+    wrappers: list[weakref.ref[DistributedDataParallel]] = []
 
     def wrap(model: Any) -> Any:
         notes["wrapped"] += 1
-        return DistributedDataParallel(model) if distributed else model
+        notes["left_over"] += sum(wrapper() is not None for wrapper in wrappers)
+        if not distributed:
+            return model
+        wrapper = DistributedDataParallel(model)
+        wrappers.append(weakref.ref(wrapper))
+        return wrapper
 
     made = Training(job, device=CPU, wrap=wrap, events=events)
     train_step = made.train_step
@@ -150,8 +157,10 @@ def test_rank_0_logs_what_one_worker_does(notes):
 def test_two_workers_unfreeze_as_one_does(notes):
     alone, *ranks = (each["transfer"] for each in (notes[0], *notes[1]))
     names = list(alone["weights"])
-    # Wrapped at the start, and once more when the trunk joins.
+    # Wrapped at the start, and once more when the trunk joins: by then the first is gone, whose
+    # hooks would reduce the gradients of the heads a second time.
     assert [each["wrapped"] for each in (alone, *ranks)] == [2, 2, 2]
+    assert [each["left_over"] for each in ranks] == [0, 0]
     assert len(alone["gradients"]) == 4
     for step, steps in enumerate(zip(*(n["gradients"] for n in (alone, *ranks)), strict=True)):
         for name, expected, *both in zip(names, *steps, strict=True):
