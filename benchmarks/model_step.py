@@ -16,12 +16,11 @@ within 1.2 times its floor.
 import argparse
 import contextlib
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from timing import median_seconds, seconds
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -249,32 +248,12 @@ def contenders(
         yield Contender(f"{kind}: {other}", run(grouped, other), other, times * flops)
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Wall time of one call, with all that a GPU still has to do."""
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def matmul_peak(device: str, precision: str, repeats: int = 8) -> float:
     """FLOP per second of the fastest of some large square matrix products."""
     size = PEAK_SIZE[device]
     a, b = torch.randn(2, size, size, device=device).to(DTYPES[precision])
     best = min(seconds(lambda: a @ b, device) for _ in range(repeats + 1))
     return 2 * size**3 / best
-
-
-def measure(all_of: list[Contender], device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each; they take turns, so that a slow moment hits all alike."""
-    for contender in all_of:
-        seconds(contender.run, device)
-    taken: dict[str, list[float]] = {contender.name: [] for contender in all_of}
-    for _ in range(repeats):
-        for contender in all_of:
-            taken[contender.name].append(seconds(contender.run, device))
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def show(all_of: list[Contender], taken: dict[str, float], peaks: dict[str, float]) -> None:
@@ -326,7 +305,7 @@ def main() -> None:
         show_profile(by_name[f"step: {options.precision}"].run, options.device)
         return
     peaks = {precision: matmul_peak(options.device, precision) for precision in DTYPES}
-    taken = measure(all_of, options.device, options.repeats)
+    taken = median_seconds({c.name: c.run for c in all_of}, options.device, options.repeats)
     print(
         f"{options.preset}, {options.batch} x {frames} frames, stereo, {options.precision}, "
         f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"

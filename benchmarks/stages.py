@@ -12,15 +12,14 @@ contenders take turns; medians over the turns. Aim: a step of transfer takes hal
 
 import argparse
 import dataclasses
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from timing import median_seconds
 
 from bsrnn_core import checkpoint
 from bsrnn_core.config import STEMS
@@ -86,26 +85,6 @@ def step_of(trainings: list[Training]) -> Callable[[], None]:
     return step
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
-    """Wall time of one call, with all that a GPU still has to do."""
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(steps: dict[str, Callable[[], None]], device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each; they take turns, so that a slow moment hits all alike."""
-    for step in steps.values():
-        seconds(step, device)
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            taken[name].append(seconds(step, device))
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
 def ratios(taken: dict[str, float]) -> dict[str, float]:
     """The times compared, by what is divided by what."""
     return {f"{one} / {other}": taken[one] / taken[other] for one, other in RATIOS}
@@ -135,7 +114,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stages-") as folder:
         trainings = make_trainings(config, Path(folder), options.device)
         steps = {name: step_of(of_one) for name, of_one in trainings.items()}
-        taken = measure(steps, options.device, options.repeats)
+        taken = median_seconds(steps, options.device, options.repeats)
     print(
         f"{options.preset}, {options.batch} x {config.crop_seconds:g} s, stereo, "
         f"{options.precision}, {options.device}, {torch.get_num_threads()} threads, "

@@ -28,7 +28,7 @@ from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import RUN_CONFIG, read_yaml, save_yaml, yaml_values
+from pipelines.config_files import RUN_CONFIG, changes, read_yaml, save_yaml, yaml_values
 from pipelines.launch import Launch, check_resources, launch_training, start_ray
 from pipelines.prep import prepare_shards
 from pipelines.training import TrainingJob
@@ -139,8 +139,8 @@ def _complete(config: TrainConfig) -> TrainConfig:
 
 def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
     """What an earlier invocation of this run left, None when there was none."""
-    file = folder / RUN_FILE
-    if not file.exists():
+    before = recorded_run(folder)
+    if before is None:
         return None
     if not config.resume:
         raise BadInput(f"{folder} holds a run already: take another --name, or give --resume")
@@ -150,20 +150,26 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         changed = differences(trained.config, config.bsrnn)
         if trained.stems != config.part:
             changed.append(f"part is {', '.join(trained.stems)} and not {', '.join(config.part)}")
-        # As YAML has them, where a tuple is a list.
-        values = yaml_values(config)
         saved = read_yaml(folder / RUN_CONFIG, TrainConfig)
-        changed += [
-            f"{name} is {saved[name]} and not {values[name]}"
-            for name in FIXED
-            if name in saved and saved[name] != values[name]
-        ]
+        changed += changes(saved, yaml_values(config), [name for name in FIXED if name in saved])
         if changed:
             raise BadInput(
                 f"{folder} is a run with other options: {'; '.join(changed)}; give --name and "
                 "--resume without them, or take another --name"
             )
-    return json.loads(file.read_text())
+    return before
+
+
+def recorded_run(folder: Path) -> dict[str, Any] | None:
+    """The MLflow run that ``record_run`` noted in a run's folder, None when there is none."""
+    file = folder / RUN_FILE
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def record_run(folder: Path, run_id: str, tracking_uri: str, **more: str) -> None:
+    """Note in a run's folder which MLflow run it is recorded in."""
+    record = {"run_id": run_id, "tracking_uri": tracking_uri, **more}
+    report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def training_shards(config: TrainConfig) -> Path:
@@ -215,12 +221,7 @@ def _launch(
         run_id = tracking.create_run(
             uri, config.experiment, config.name, params, all_tags, parent_run_id
         )
-        record = {
-            "run_id": run_id,
-            "tracking_uri": uri,
-            "manifest_hash": dataset.manifest_hash,
-        }
-        report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
+        record_run(folder, run_id, uri, manifest_hash=dataset.manifest_hash)
     metadata = {
         "stage": config.stage,
         "git_commit": git_commit(),

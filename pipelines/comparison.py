@@ -3,13 +3,13 @@
 Numbers in, numbers out: where the runs come from and what is written and drawn is elsewhere.
 """
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bsrnn_core.config import STEMS
 from bsrnn_core.errors import BadInput
 from pipelines.comparison_groups import Comparison, Group, Statistic, mean_curve
+from pipelines.config_files import nearest
 from pipelines.scoring import MEASURES, Measure
 from pipelines.tracking_params import mlflow_key
 from pipelines.tracking_runs import RecordedRun
@@ -108,8 +108,8 @@ def _check_names(by: Sequence[str], runs: Sequence[RecordedRun]) -> None:
     known = dict.fromkeys([*tags, *(param for run in runs for param in run.params)])
     for name in by:
         if name not in known and not any(name in run.tags for run in runs):
-            near = difflib.get_close_matches(name, list(known), n=3) or sorted(tags)
-            raise BadInput(f"no run has a tag or parameter {name}: take {' or '.join(near)}")
+            hint = nearest(name, known) or f"; there are {', '.join(sorted(tags))}"
+            raise BadInput(f"no run has a tag or parameter {name}{hint}")
 
 
 def _check_data(runs: Sequence[RecordedRun]) -> None:

@@ -29,7 +29,7 @@ class Statistic:
     def mean(self) -> float:
         """The mean of the values that count, nan where there is none."""
         finite = self.finite
-        return math.fsum(finite) / len(finite) if finite else math.nan
+        return statistics.fmean(finite) if finite else math.nan
 
     @property
     def spread(self) -> float:
@@ -126,7 +126,7 @@ def mean_curve(runs: Sequence[Mapping[float, float]]) -> MeanCurve:
         points[epoch] = [value for value in of_runs if math.isfinite(value)]
     return MeanCurve(
         epochs=tuple(points),
-        mean=tuple(math.fsum(values) / len(values) for values in points.values()),
+        mean=tuple(statistics.fmean(values) for values in points.values()),
         low=tuple(min(values) for values in points.values()),
         high=tuple(max(values) for values in points.values()),
         complete_until=min((max(run) for run in finite), default=-math.inf),

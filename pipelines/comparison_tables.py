@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from pipelines.comparison_groups import Comparison, Group, Statistic
 from pipelines.report import DISPLAY, Cell, text
@@ -46,7 +47,7 @@ def score_table(comparison: Comparison, measure: Measure) -> ScoreTable:
             rules.append(len(rows))
             previous = key[0]
         scores = [_scores(comparison.group(key, stem), measure) for stem in stems]
-        row_means = [score.mean for score in scores] + [_mean([s.mean for s in scores])] * several
+        row_means = [score.mean for score in scores] + [fmean(s.mean for s in scores)] * several
         means.append(row_means)
         cells = [_mean_and_spread(score) for score in scores]
         cells += [_plain(row_means[-1])] * several
@@ -54,7 +55,7 @@ def score_table(comparison: Comparison, measure: Measure) -> ScoreTable:
     rules.append(len(rows))
     for name, references in ((FLOOR, comparison.floor), (ORACLE, comparison.oracle)):
         values = [references[measure, stem].mean for stem in stems]
-        cells = [_plain(value) for value in [*values, *[_mean(values)] * several]]
+        cells = [_plain(value) for value in [*values, *[fmean(values)] * several]]
         rows.append((name, *[""] * (len(names) - 1), *cells, ""))
     best = frozenset(
         (row, len(names) + column)
@@ -74,10 +75,6 @@ def _best_rows(means: Sequence[float]) -> list[int]:
     if len(finite) < 2:
         return []
     return [row for row, value in enumerate(means) if text(value) == text(max(finite))]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _plain(value: float) -> str:

@@ -101,6 +101,13 @@ def yaml_values(config: object) -> dict[str, Any]:
     return {name: _plain(value) for name, value in leaf_values(config).items()}
 
 
+def changes(was: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """A clause for each of ``names`` whose two values differ: "lr is 0.1 and not 0.2" ..."""
+    return [
+        f"{name} is {was[name]} and not {now[name]}" for name in names if was[name] != now[name]
+    ]
+
+
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of ``config`` in which the leaves named in ``values`` are changed, all at once.
 

@@ -23,12 +23,11 @@ from threading import Thread
 import ray
 from rich.progress import Progress
 
-from bsrnn_core.bands import model_bands
 from bsrnn_core.errors import BadInput
 from data_prep.shards import ShardDataset
 from pipelines import base, compare, evaluate, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import RUN_CONFIG, read_yaml, save_yaml, yaml_values
+from pipelines.config_files import RUN_CONFIG, changes, read_yaml, save_yaml, yaml_values
 from pipelines.experiment_plan import ExperimentConfig, Step, plan
 from pipelines.launch import check_resources, cores, start_ray, use_gpu
 
@@ -69,10 +68,6 @@ def run(config: ExperimentConfig) -> Path:
     """
     steps = plan(config)
     folder = _folder(config)
-    for schema in config.schemas:
-        # Refuses impossible bands before anything long begins.
-        first = next(step.config for step in steps if step.schema == schema)
-        model_bands(first.stft, first.model)
     start_ray(config.train.cluster.num_workers)
     check_resources(config.train.cluster)
     slots, threads = _room(config)
@@ -118,11 +113,7 @@ def _folder(config: ExperimentConfig) -> Path:
     if not train.resume:
         raise BadInput(f"{folder} holds an experiment already: take another --name, or --resume")
     was, now = read_yaml(saved, ExperimentConfig), yaml_values(config)
-    changed = [
-        f"{name} is {was[name]} and not {now[name]}"
-        for name in was
-        if name not in CHANGEABLE and name in now and was[name] != now[name]
-    ]
+    changed = changes(was, now, [name for name in was if name not in CHANGEABLE])
     if changed:
         raise BadInput(f"{folder} is an experiment with other options: {'; '.join(changed)}")
     return folder
@@ -146,18 +137,17 @@ def _room(config: ExperimentConfig) -> tuple[int, int | None]:
 
 def _parent(config: ExperimentConfig, folder: Path) -> tuple[str, str]:
     """The parent run and its store: of an earlier invocation, or new."""
-    file = folder / base.RUN_FILE
-    if file.exists():
-        record = json.loads(file.read_text())
-        tracking.reopen_run(record["run_id"], record["tracking_uri"])
-        return record["run_id"], record["tracking_uri"]
+    before = base.recorded_run(folder)
+    if before:
+        tracking.reopen_run(before["run_id"], before["tracking_uri"])
+        return before["run_id"], before["tracking_uri"]
     folder.mkdir(parents=True, exist_ok=True)
     uri = tracking.tracking_uri()
     tags = {"stage": "experiment", "git_commit": base.git_commit()}
     params = tracking.flatten(config)
     run_id = tracking.create_run(uri, config.train.experiment, config.train.name, params, tags)
     save_yaml(config, folder / RUN_CONFIG)
-    report.write_text(file, json.dumps({"run_id": run_id, "tracking_uri": uri}, indent=2) + "\n")
+    base.record_run(folder, run_id, uri)
     return run_id, uri
 
 
@@ -209,10 +199,9 @@ def _do_all(steps: Sequence[Step], setting: Setting, slots: int) -> list[str]:
 def _mark_as_killed(names: Sequence[str], setting: Setting) -> None:
     """In MLflow, the trainings that end with this process."""
     for name in names:
-        file = setting.folder / name / base.RUN_FILE
-        if file.exists():
-            run_id = json.loads(file.read_text())["run_id"]
-            tracking.finish_run(run_id, setting.tracking_uri, "KILLED")
+        record = base.recorded_run(setting.folder / name)
+        if record:
+            tracking.finish_run(record["run_id"], record["tracking_uri"], "KILLED")
 
 
 def _do(step: Step, setting: Setting) -> None:
@@ -220,7 +209,6 @@ def _do(step: Step, setting: Setting) -> None:
     folder = setting.folder / step.name
     if (folder / SCORED_FILE).exists():
         return
-
     launch = base.train(
         _step_config(step, setting),
         lambda launch: base.launch_with_bar(launch, setting.bars),
@@ -251,7 +239,7 @@ def _step_config(step: Step, setting: Setting) -> TrainConfig:
         out=str(setting.folder),
         shards=str(setting.shards),
         checkpoint_fp=trunk,
-        resume=(setting.folder / step.name / base.RUN_FILE).exists(),
+        resume=base.recorded_run(setting.folder / step.name) is not None,
         cluster=cluster,
     )
 

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import tyro
 
+from bsrnn_core.bands import model_bands
+from bsrnn_core.config import ModelConfig
 from bsrnn_core.errors import BadInput
 from pipelines.config import TrainConfig
 
@@ -117,6 +119,8 @@ def _check(config: ExperimentConfig) -> None:
                 f"{stem} is not among the stems {', '.join(train.source.stem_names)}: name those "
                 "of your music with --stem_names"
             )
+    for schema in config.schemas:
+        model_bands(train.stft, _with_schema(train.model, schema))
 
 
 def _steps(config: ExperimentConfig, schema: str, number: int) -> Iterator[Step]:
@@ -142,7 +146,6 @@ def _step(
     config: ExperimentConfig, schema: str, seed: int, name: str, part: tuple[str, ...]
 ) -> Step:
     train = config.train
-    splits = train.model.splits if schema == "custom" else ()
     return Step(
         config=dataclasses.replace(
             train,
@@ -151,9 +154,14 @@ def _step(
             seed=seed,
             stem_weights=train.stem_weights if len(part) > 1 else (),
             unfreeze_after_epochs=None,
-            model=dataclasses.replace(train.model, band_schema=schema, splits=splits),
+            model=_with_schema(train.model, schema),
         )
     )
+
+
+def _with_schema(model: ModelConfig, schema: str) -> ModelConfig:
+    splits = model.splits if schema == "custom" else ()
+    return dataclasses.replace(model, band_schema=schema, splits=splits)
 
 
 def _transfer(config: ExperimentConfig, trunk: Step, stem: str) -> Step:

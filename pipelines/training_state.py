@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bsrnn_core import BSRNN, BadInput, BsrnnConfig, checkpoint
 from pipelines.config import OptimConfig, TrainConfig
-from pipelines.config_files import leaf_values
+from pipelines.config_files import changes, leaf_values
 
 STATE_FILE = "training_state.pt"
 
@@ -35,7 +35,7 @@ def differences(was: BsrnnConfig, now: BsrnnConfig) -> list[str]:
         }
         for config in (was, now)
     )
-    return [f"{k} is {before[k]} and not {after[k]}" for k in before if before[k] != after[k]]
+    return changes(before, after, before)
 
 
 def initial_model(config: TrainConfig) -> BSRNN:

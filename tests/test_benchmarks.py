@@ -23,7 +23,10 @@ def benchmark(name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        # Where a script finds its neighbours.
+        patch.syspath_prepend(file.parent)
+        spec.loader.exec_module(module)
     return module
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from bsrnn_core.config import ModelConfig, StftConfig
@@ -22,7 +23,7 @@ from data_prep.demo_songs import make_corpus
 from data_prep.manifest import Manifest, PreparedTrack, content_config, hash_of
 from data_prep.shards import ShardHeader, write_shard
 from data_prep.tracks import Split
-from pipelines import tracking
+from pipelines import comparison_plots, plots, tracking
 from pipelines.config import OptimConfig, TrainConfig
 from pipelines.training import TrainingJob
 
@@ -86,6 +87,20 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_config: TrainConf
     return folder
 
 
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn, kept instead of saved."""
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure, path: str | Path) -> Path:
+        drawn.append(figure)
+        return Path(path)
+
+    for drawing in (plots, comparison_plots):
+        monkeypatch.setattr(drawing, "save_figure", keep)
+    return drawn
+
+
 TOY_EXPERIMENT = shlex.split(
     "--musdbhq_location songs --schemas v1 v7 --transfer_part bass --mtl false --num_seeds 1 "
     "--control_seeds 0 --max_concurrent 1 --experiment toys --sample_rate 8000 --n_fft 256 "
@@ -93,8 +108,6 @@ TOY_EXPERIMENT = shlex.split(
     "--crop_seconds 0.4 --batch_size 2 --steps_per_epoch 2 --max_epochs 3 --transfer_epochs 2 "
     "--log_every_steps 1"
 )
-TOY_STEPS = ("v1-base-drums", "v1-base-to-bass", "v7-base-drums", "v7-base-to-bass")
-"""Its trainings in the order in which they are made, without the seed's ending."""
 EXPERIMENT_SECONDS = 600
 """How long one invocation of it may take on a busy machine."""
 
@@ -121,7 +134,7 @@ def toy_experiment(tmp_path_factory: pytest.TempPathFactory) -> ToyExperiment:
     command = [sys.executable, "-m", "pipelines.cli", "experiment", "--name", "toy"]
     options = {"cwd": home, "env": os.environ | {"MLFLOW_TRACKING_URI": uri}}
     folder = home / "runs" / "toy"
-    first, second = (folder / f"{step}-seed42" for step in TOY_STEPS[:2])
+    first, second = folder / "v1-base-drums-seed42", folder / "v1-base-to-bass-seed42"
     driver = subprocess.Popen([*command, *TOY_EXPERIMENT], **options)
     try:
         deadline = time.monotonic() + EXPERIMENT_SECONDS

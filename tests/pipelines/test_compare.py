@@ -138,7 +138,7 @@ def test_what_is_wrong_is_one_sentence(store: str, capsys: pytest.CaptureFixture
         capsys, "--experiment", "bsrn"
     )
     sentence = refusal(capsys, "--by", "schema")
-    assert "no run has a tag or parameter schema: take band_schema" in sentence
+    assert "no run has a tag or parameter schema; did you mean band_schema?" in sentence
     sentence = refusal(capsys, "--filter", "run_name = 'parent'")
     assert "no training in experiment bsrnn matches" in sentence
 

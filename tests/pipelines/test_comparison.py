@@ -271,9 +271,9 @@ def test_runs_are_compared_by_tags_and_failing_that_by_parameters() -> None:
 @pytest.mark.parametrize(
     ("by", "sentence"),
     [
-        (("band_shema",), "no run has a tag or parameter band_shema: take band_schema"),
-        (("feature_dims",), "feature_dims: take feature_dim"),
-        (("?",), "take band_schema or manifest_hash or stage or stems or way"),
+        (("band_shema",), "no run has a tag or parameter band_shema; did you mean band_schema?"),
+        (("feature_dims",), "feature_dims; did you mean feature_dim?"),
+        (("?",), "; there are band_schema, manifest_hash, stage, stems, way"),
         (("way", "way"), "different names, not way way"),
         ((), "not none"),
     ],

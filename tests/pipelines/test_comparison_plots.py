@@ -67,19 +67,6 @@ def compare(
     return compare_runs(runs, curves, by)
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn, kept instead of saved."""
-    drawn: list[Figure] = []
-
-    def keep(figure: Figure, path: str | Path) -> Path:
-        drawn.append(figure)
-        return Path(path)
-
-    monkeypatch.setattr(plots, "save_figure", keep)
-    return drawn
-
-
 def validation(figures: list[Figure], comparison: Comparison) -> list[Axes]:
     plots.plot_validation(comparison, "a title", "x.png")
     return [axes for axes in figures[-1].axes if axes.get_visible()]

@@ -111,6 +111,8 @@ def test_a_custom_schema_keeps_its_splits():
         ({"train": {"stem_weights": (1.0,)}, "mtl": False}, "stem_weights means nothing"),
         ({"train": {"source": SourceConfig()}}, "--musdbhq_location"),
         ({"train": {"seed": -1}}, "not negative"),
+        ({"schemas": ("v7", "v8")}, "v8"),
+        ({"schemas": ("custom",)}, "splits"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(options: dict[str, Any], said: str):

@@ -19,19 +19,6 @@ from pipelines.cli import main
 STFT = StftConfig()
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn, kept instead of saved."""
-    drawn: list[Figure] = []
-
-    def keep(figure: Figure, path: str | Path) -> Path:
-        drawn.append(figure)
-        return Path(path)
-
-    monkeypatch.setattr(plots, "save_figure", keep)
-    return drawn
-
-
 def test_edges_lie_between_bins_and_widths_are_in_semitones() -> None:
     edges_hz = plots.band_edges_hz([(0, 4), (4, 1025)], STFT)
     assert edges_hz == [0.0, 3.5 * 44100 / 2048, 22050.0]

@@ -16,7 +16,7 @@ from bsrnn_core.model import BSRNN
 from pipelines import base, mtl
 from pipelines.cli import main
 from pipelines.config import TrainConfig
-from pipelines.config_files import RUN_CONFIG, save_yaml
+from pipelines.config_files import save_yaml
 from pipelines.training import Events, Training, TrainingJob
 from pipelines.training_state import initial_model
 
@@ -304,52 +304,3 @@ def test_mtl_by_command_takes_the_stems_that_are_named(without_ray, tiny_config,
     assert main([*words, "--name", "all"]) == 0
     assert main([*words, "--name", "one", "--part", "drums"]) == 0
     assert [config.part for config in without_ray] == [BOTH, ("drums",)]
-
-
-# --- what does not go together --------------------------------------------------------------
-
-
-@pytest.fixture
-def run_to_start_from(tiny_config: TrainConfig, tiny_shards: Path, tmp_path: Path, monkeypatch):
-    """The folder of a run with a checkpoint and its options, seen from an empty folder."""
-    run = tmp_path / "base"
-    trunk_of(tiny_config, ("vocals",), run / "best")
-    config = replace(tiny_config, part=("vocals",), name="base", shards=str(tiny_shards))
-    save_yaml(config, run / RUN_CONFIG)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    return run
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--band_schema", "v1"], "band_schema is generic and not v1"),
-        (["--num_bands", "7"], "num_bands is 6 and not 7"),
-        (["--sample_rate", "16000"], "sample_rate is 8000 and not 16000"),
-        (["--n_fft", "512"], "n_fft is 256 and not 512"),
-        (["--hop_samples", "32"], "hop_samples is 64 and not 32"),
-        (["--feature_dim", "5"], "feature_dim is 4 and not 5"),
-        (["--hidden_dim", "9"], "hidden_dim is 8 and not 9"),
-        (["--num_blstm_layers", "2"], "num_blstm_layers is 1 and not 2"),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("command", [["train", "--transfer"], ["transfer"]], ids=str)
-def test_a_checkpoint_of_another_kind_is_refused_before_anything_is_written(
-    command, words, said, run_to_start_from, capsys
-):
-    best = str(run_to_start_from / "best")
-    assert main([*command, "--checkpoint_fp", best, "--part", "drums", "--name", "x", *words]) == 2
-    shown = capsys.readouterr().err
-    assert f"{best} is of another model: " in shown
-    assert said in shown
-    assert shown.count("\n") == 1
-    assert list(Path.cwd().iterdir()) == []
-
-
-def test_a_checkpoint_that_is_not_there_is_named(run_to_start_from, capsys):
-    words = ["--checkpoint_fp", str(run_to_start_from / "none"), "--part", "drums", "--name", "x"]
-    assert main(["transfer", *words]) == 2
-    assert f"{run_to_start_from / 'none'}: there is no such checkpoint" in capsys.readouterr().err
-    assert list(Path.cwd().iterdir()) == []
