@@ -132,9 +132,14 @@ def _complete(config: TrainConfig) -> TrainConfig:
             f"stem_weights holds {len(config.stem_weights)} weights for the stems "
             f"{', '.join(config.part)}: give one for each"
         )
-    if config.seed < 0:
-        return dataclasses.replace(config, seed=secrets.randbelow(2**31))
-    return config
+    seed = config.seed if config.seed >= 0 else secrets.randbelow(2**31)
+    # A transfer from this run may be started in another folder.
+    music, shards = (
+        path and str(Path(path).resolve())
+        for path in (config.source.musdbhq_location, config.shards)
+    )
+    source = dataclasses.replace(config.source, musdbhq_location=music)
+    return dataclasses.replace(config, seed=seed, source=source, shards=shards)
 
 
 def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:

@@ -85,6 +85,9 @@ def parse(
     values: dict[str, Any] = {}
     if file is not None:
         not_wanted = {*given, *left_out}
+        if left_out and "musdbhq_location" in given:
+            # Other music than that run's, so other shards.
+            not_wanted.add("shards")
         values = {k: v for k, v in read_yaml(file, config_class).items() if k not in not_wanted}
         flags = [*_from_values(values, known), *flags]
     lacking = [n for n, leaf in known.items() if leaf.required and n not in given | set(values)]

@@ -14,6 +14,8 @@ import torch
 from bsrnn_core import load
 from bsrnn_core.checkpoint import read_metadata
 from pipelines.cli import main
+from pipelines.config import TrainConfig
+from pipelines.config_files import read_yaml
 
 STEMS = ("voice", "drums", "strings")
 SONGS = {"train": ["a", "b", "c"], "valid": ["d"], "test": ["e"]}
@@ -38,11 +40,22 @@ def test_from_songs_to_a_separated_song(
     elsewhere: Path, uri: str, write_songs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ):
     music = str(write_songs(elsewhere / "music", SONGS, stems=STEMS, num_samples=8000))
-    words = ["--musdbhq_location", music, "--stem_names", *STEMS, "--part", "drums", "--name", "d"]
+    words = [
+        "--musdbhq_location",
+        "music",
+        "--stem_names",
+        *STEMS,
+        "--part",
+        "drums",
+        "--name",
+        "d",
+    ]
 
     assert main(["train", *words, *SMALL, "--max_epochs", "1"]) == 0
     run = elsewhere / "runs" / "d"
     assert load(run / "best").stems == ("drums",)
+    # As a transfer that is started in another folder needs it.
+    assert read_yaml(run / "config.yaml", TrainConfig)["musdbhq_location"] == music
     assert read_metadata(run / "last")["step"] == 2
 
     assert main(["train", *words, *SMALL, "--max_epochs", "1"]) == 2  # the name is taken

@@ -275,6 +275,14 @@ def test_a_checkpoint_brings_the_options_of_its_run(tmp_path: Path, earlier: Tra
     assert leaf_values(train("--checkpoint_fp", best, *words)) == expected | said
 
 
+def test_other_music_than_the_runs_needs_other_shards(tmp_path: Path, earlier: TrainConfig):
+    save_yaml(with_values(earlier, {"shards": "prepared"}), tmp_path / "a" / RUN_CONFIG)
+    words = ["--checkpoint_fp", str(tmp_path / "a" / "best")]
+    assert train(*words).shards == "prepared"
+    named = train(*words, "--musdbhq_location", "mine")
+    assert (named.shards, named.source.musdbhq_location) == (None, "mine")
+
+
 def test_a_preset_or_a_file_counts_for_more_than_the_run_of_the_checkpoint(
     tmp_path: Path, earlier: TrainConfig
 ):
