@@ -177,7 +177,7 @@ def original() -> TrainConfig:
 
 
 def tiny() -> TrainConfig:
-    """Learns in five minutes on two CPU cores: the demo."""
+    """Learns in minutes on two CPU cores: the demo."""
     return TrainConfig(
         crop_seconds=3.0,
         stft=StftConfig(n_fft=4096, hop_samples=1024),

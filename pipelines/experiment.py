@@ -24,6 +24,7 @@ import ray
 from rich.progress import Progress
 
 from bsrnn_core.errors import BadInput
+from data_prep.batches import training_channels
 from data_prep.shards import ShardDataset
 from pipelines import base, compare, evaluate, report, tracking
 from pipelines.config import TrainConfig
@@ -71,8 +72,7 @@ def run(config: ExperimentConfig) -> Path:
     start_ray(config.train.cluster.num_workers)
     check_resources(config.train.cluster)
     slots, threads = _room(config)
-    shards = base.training_shards(config.train)
-    ShardDataset.open(shards).check(config.train.prep, config.stems)
+    shards = _shards(config)
     run_id, uri = _parent(config, folder)
     status: tracking.RunStatus = "FAILED"
     try:
@@ -117,6 +117,16 @@ def _folder(config: ExperimentConfig) -> Path:
     if changed:
         raise BadInput(f"{folder} is an experiment with other options: {'; '.join(changed)}")
     return folder
+
+
+def _shards(config: ExperimentConfig) -> Path:
+    """The shards of all steps. Raises BadInput where a step could not be trained or scored."""
+    dataset = ShardDataset.open(base.training_shards(config.train))
+    dataset.check(config.train.prep, config.stems)
+    training_channels(dataset)
+    if not dataset.tracks("test"):
+        raise BadInput(f"{dataset.folder} has no test songs, which every training is scored on")
+    return dataset.folder
 
 
 def _room(config: ExperimentConfig) -> tuple[int, int | None]:

@@ -132,6 +132,15 @@ def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str, said: s
         experiment._folder(config(tmp_path, {"name": name}))
 
 
+def test_songs_to_score_are_asked_for_before_anything_is_trained(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_shards: Path
+):
+    train = dataclasses.replace(tiny_config, shards=str(tiny_shards))
+    asked = ExperimentConfig(train=train)
+    with pytest.raises(BadInput, match="has no test songs"):
+        experiment._shards(asked)
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("num_cores", "num_workers", "max_concurrent", "expected"),
