@@ -24,6 +24,7 @@ from bsrnn_core import BadInput, load, separate
 from bsrnn_core.audio_files import write_audio
 from bsrnn_core.checkpoint import existing_folder, read_metadata
 from data_prep.batches import training_channels
+from data_prep.config import PrepConfig
 from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
@@ -70,7 +71,7 @@ def train(
 
     ``tags`` count for more than the run's own. Raises BadInput as ``run`` does.
     """
-    config = _complete(config)
+    config = complete(config)
     folder = run_folder(config)
     before = _previous_run(config, folder)
     if not before:
@@ -110,7 +111,11 @@ def run_folder(config: TrainConfig) -> Path:
     return Path(config.out).resolve() / config.name
 
 
-def _complete(config: TrainConfig) -> TrainConfig:
+def complete(config: TrainConfig) -> TrainConfig:
+    """The options with a seed, and paths that hold in any folder.
+
+    Raises BadInput for what is missing and for options that do not fit together.
+    """
     if not config.part:
         raise BadInput("say which stem to train: --part drums (repeatable)")
     if len(set(config.part)) != len(config.part):
@@ -134,12 +139,14 @@ def _complete(config: TrainConfig) -> TrainConfig:
         )
     seed = config.seed if config.seed >= 0 else secrets.randbelow(2**31)
     # A transfer from this run may be started in another folder.
-    music, shards = (
+    music, shards, checkpoint = (
         path and str(Path(path).resolve())
-        for path in (config.source.musdbhq_location, config.shards)
+        for path in (config.source.musdbhq_location, config.shards, config.checkpoint_fp)
     )
     source = dataclasses.replace(config.source, musdbhq_location=music)
-    return dataclasses.replace(config, seed=seed, source=source, shards=shards)
+    return dataclasses.replace(
+        config, seed=seed, source=source, shards=shards, checkpoint_fp=checkpoint
+    )
 
 
 def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
@@ -181,13 +188,18 @@ def training_shards(config: TrainConfig) -> Path:
     """The folder of the shards to train on, prepared first where --shards names none."""
     if config.shards:
         return Path(config.shards).resolve()
-    music = str(Path(str(config.source.musdbhq_location)).resolve())
-    source = config.source
+    return prepared_shards(config.prep, config.out)
+
+
+def prepared_shards(prep: PrepConfig, out: str) -> Path:
+    """The folder of a dataset among the runs in ``out``; what it lacks is prepared."""
+    source = prep.source
+    music = str(Path(str(source.musdbhq_location)).resolve())
     choice = [source.portion, source.valid_fraction, source.split_seed, source.lengths]
-    identity = hash_of([music, choice, content_config(config.prep)])[:12]
-    out = Path(config.out).resolve() / "shards" / f"{Path(music).name}-{identity}"
-    prepare_shards(config.prep, out)
-    return out
+    identity = hash_of([music, choice, content_config(prep)])[:12]
+    folder = Path(out).resolve() / "shards" / f"{Path(music).name}-{identity}"
+    prepare_shards(prep, folder)
+    return folder
 
 
 def _tags(config: TrainConfig, dataset: ShardDataset) -> dict[str, str]:

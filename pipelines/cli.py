@@ -8,10 +8,9 @@ Exit codes: 0 success, 2 bad input (one sentence on stderr, no traceback),
 
 import importlib
 import logging
-import re
 import select
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +57,12 @@ COMMANDS: dict[str, Command] = {
         config="pipelines.experiment_plan:ExperimentConfig",
         run="pipelines.experiment:run",
         help="compare band schemas: base, MTL and transfers, over several seeds",
+        presets=True,
+    ),
+    "tune": Command(
+        config="pipelines.tune_plan:TuneConfig",
+        run="pipelines.tune:run",
+        help="search sizes, band schema and any other options with Ray Tune",
         presets=True,
     ),
     "compare": Command(
@@ -111,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 1
+        from pipelines.failures import bad_input_sentence
+
         sentence = bad_input_sentence(error)
         if sentence is None:
             logger.exception("bsrnn failed")
@@ -177,45 +184,6 @@ def _overview() -> str:
     lines = ["usage: bsrnn [--device DEVICE] [--seed SEED] COMMAND [OPTIONS]", "", "commands:"]
     lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "bsrnn COMMAND --help lists the options of a command."])
-
-
-def bad_input_sentence(error: BaseException) -> str | None:
-    """The sentence of the BadInput that ``error`` is or was caused by, if there is one.
-
-    Ray wraps what a task or a worker raised, and Ray Data keeps of it no more than the printed
-    traceback: so causes are followed first, then that text is searched.
-    """
-    from bsrnn_core.errors import BadInput
-
-    wrappers: list[BaseException] = []
-    for link in _links(error):
-        # Ray's wrappers inherit from the class they wrap, with a traceback for a message.
-        if not type(link).__module__.startswith("ray."):
-            if isinstance(link, BadInput):
-                return " ".join(str(link).split())
-        else:
-            wrappers.append(link)
-    for wrapper in wrappers:
-        printed = re.findall(r"^bsrnn_core\.errors\.BadInput: (.+)$", str(wrapper), re.MULTILINE)
-        if printed:
-            return printed[-1].strip()
-    return None
-
-
-def _links(error: BaseException) -> Iterator[BaseException]:
-    """The exception and all that it names as its causes, nearest first."""
-    waiting: list[Any] = [error]
-    seen: set[int] = set()
-    while waiting:
-        link = waiting.pop(0)
-        if not isinstance(link, BaseException) or id(link) in seen:
-            continue
-        seen.add(id(link))
-        yield link
-        waiting += [link.__cause__, getattr(link, "cause", None)]
-        waiting.append(getattr(link, "controller_failure", None))
-        failures = getattr(link, "worker_failures", None)
-        waiting += list(failures.values()) if isinstance(failures, dict) else []
 
 
 if __name__ == "__main__":

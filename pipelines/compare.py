@@ -11,10 +11,11 @@ from pathlib import Path
 
 from bsrnn_core.errors import BadInput
 from pipelines import report, tracking
-from pipelines.comparison import EPOCH, VALID_MEAN, compare_runs, stems_of, trainings
+from pipelines.comparison import EPOCH, compare_runs, stems_of, trainings
 from pipelines.comparison_groups import Comparison
 from pipelines.comparison_plots import plot_scores, plot_table, plot_validation
 from pipelines.comparison_tables import NUMBERS_EXPLAINED, csv_text, number_table, score_table
+from pipelines.config import VALID_MEAN
 from pipelines.report import DISPLAY
 from pipelines.scoring import MEASURES
 from pipelines.tracking_params import mlflow_key

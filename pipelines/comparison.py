@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from bsrnn_core.config import STEMS
 from bsrnn_core.errors import BadInput
 from pipelines.comparison_groups import Comparison, Group, Statistic, mean_curve
+from pipelines.config import PARENT_STAGES, VALID_MEAN
 from pipelines.config_files import nearest
 from pipelines.scoring import MEASURES, Measure
 from pipelines.tracking_params import mlflow_key
 from pipelines.tracking_runs import RecordedRun
 
-EPOCH, VALID_MEAN = "valid/epoch", "valid/usdr_mean"
+EPOCH = "valid/epoch"
 
 SAME_SCORE_DB = 0.005
 """Scores nearer than this are alike in a table."""
@@ -25,7 +26,7 @@ RunCurves = Mapping[str, Sequence[tuple[int, float]]]
 
 def trainings(runs: Iterable[RecordedRun]) -> list[RecordedRun]:
     """The runs without the parents that only hold them together."""
-    return [run for run in runs if run.tags.get("stage") != "experiment"]
+    return [run for run in runs if run.tags.get("stage") not in PARENT_STAGES]
 
 
 def stems_of(run: RecordedRun) -> tuple[str, ...]:

@@ -14,6 +14,11 @@ from data_prep.config import ChunkConfig, PrepConfig, RemixConfig, SourceConfig
 
 Stage = Literal["base", "mtl", "transfer"]
 """base: one stem; mtl: several heads on one trunk; transfer: new heads on a frozen trunk."""
+PARENT_STAGES = ("experiment", "sweep")
+"""The stages of MLflow runs that hold trainings together and are none themselves."""
+
+VALID_MEAN = "valid/usdr_mean"
+"""The metric that trainings are steered by: validation uSDR, the mean over the stems."""
 
 OF_ONE_RUN = (
     *("name", "part", "stem_weights", "checkpoint_fp", "transfer", "unfreeze_after_epochs"),

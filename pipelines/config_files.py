@@ -192,12 +192,15 @@ def _collect(
         elif key in values:
             raise BadInput(f"{file}: {key} is given twice; keep one")
         else:
-            _check_form(value, key, below[key], file)
+            check_form(value, key, below[key], file)
             values[key] = value
 
 
-def _check_form(value: Any, name: str, leaf: Leaf, file: str) -> None:
-    """Refuse what the command line could not have said; its values are judged by tyro."""
+def check_form(value: Any, name: str, leaf: Leaf, file: str) -> None:
+    """Refuse what the command line could not have said; its values are judged by tyro.
+
+    Raises BadInput, which names ``file``.
+    """
     if isinstance(value, dict):
         raise BadInput(f"{file}: {name} takes a value, not a mapping")
     if isinstance(value, list) != leaf.is_list:

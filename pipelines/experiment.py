@@ -20,7 +20,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-import ray
 from rich.progress import Progress
 
 from bsrnn_core.errors import BadInput
@@ -28,9 +27,10 @@ from data_prep.batches import training_channels
 from data_prep.shards import ShardDataset
 from pipelines import base, compare, evaluate, report, tracking
 from pipelines.config import TrainConfig
-from pipelines.config_files import RUN_CONFIG, changes, read_yaml, save_yaml, yaml_values
+from pipelines.config_files import RUN_CONFIG
 from pipelines.experiment_plan import ExperimentConfig, Step, plan
-from pipelines.launch import check_resources, cores, start_ray, use_gpu
+from pipelines.launch import check_resources, room, start_ray
+from pipelines.parent_run import parent_folder, parent_run
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,6 @@ COMPARISON = "comparison"
 """The folder of the results, in the experiment's and among the parent run's artifacts."""
 BY = ("band_schema", "way")
 """What the trainings are compared by."""
-CHANGEABLE = (
-    *("resume", "max_concurrent", "device", "num_workers", "threads_per_worker"),
-    *("data_loader_workers", "max_failures", "log_every_steps", "shards"),
-)
-"""Options that may be others when an experiment is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +63,12 @@ def run(config: ExperimentConfig) -> Path:
     RuntimeError when steps failed: the others are done and compared all the same.
     """
     steps = plan(config)
-    folder = _folder(config)
+    folder = parent_folder(config, config.train, "an experiment")
     start_ray(config.train.cluster.num_workers)
     check_resources(config.train.cluster)
-    slots, threads = _room(config)
+    slots, threads = room(config.train.cluster, config.max_concurrent)
     shards = _shards(config)
-    run_id, uri = _parent(config, folder)
+    run_id, uri = parent_run(config, config.train, folder, "experiment")
     status: tracking.RunStatus = "FAILED"
     try:
         with report.progress(counted=True) as bars:
@@ -103,22 +98,6 @@ def run(config: ExperimentConfig) -> Path:
     return folder / COMPARISON
 
 
-def _folder(config: ExperimentConfig) -> Path:
-    """The experiment's folder. Raises BadInput when it holds another one, or one not to resume."""
-    train = config.train
-    folder = base.run_folder(train)
-    saved = folder / RUN_CONFIG
-    if not saved.exists():
-        return folder
-    if not train.resume:
-        raise BadInput(f"{folder} holds an experiment already: take another --name, or --resume")
-    was, now = read_yaml(saved, ExperimentConfig), yaml_values(config)
-    changed = changes(was, now, [name for name in was if name not in CHANGEABLE])
-    if changed:
-        raise BadInput(f"{folder} is an experiment with other options: {'; '.join(changed)}")
-    return folder
-
-
 def _shards(config: ExperimentConfig) -> Path:
     """The shards of all steps. Raises BadInput where a step could not be trained or scored."""
     dataset = ShardDataset.open(base.training_shards(config.train))
@@ -127,38 +106,6 @@ def _shards(config: ExperimentConfig) -> Path:
     if not dataset.tracks("test"):
         raise BadInput(f"{dataset.folder} has no test songs, which every training is scored on")
     return dataset.folder
-
-
-def _room(config: ExperimentConfig) -> tuple[int, int | None]:
-    """Steps that run side by side, and the CPU threads of a worker (None: its own choice)."""
-    cluster = config.train.cluster
-    there = ray.cluster_resources()
-    if use_gpu(cluster.device):
-        slots = int(there["GPU"]) // cluster.num_workers
-    elif len(ray.nodes()) == 1:
-        # A local Ray has more logical CPUs than there are cores.
-        slots = cores() // (cluster.num_workers * (cluster.threads_per_worker or 1))
-    else:
-        slots = int(there["CPU"]) // cluster.num_workers
-    slots = max(1, min(slots, config.max_concurrent or slots))
-    share = max(1, cores() // (slots * cluster.num_workers)) if len(ray.nodes()) == 1 else None
-    return slots, cluster.threads_per_worker or share
-
-
-def _parent(config: ExperimentConfig, folder: Path) -> tuple[str, str]:
-    """The parent run and its store: of an earlier invocation, or new."""
-    before = base.recorded_run(folder)
-    if before:
-        tracking.reopen_run(before["run_id"], before["tracking_uri"])
-        return before["run_id"], before["tracking_uri"]
-    folder.mkdir(parents=True, exist_ok=True)
-    uri = tracking.tracking_uri()
-    tags = {"stage": "experiment", "git_commit": base.git_commit()}
-    params = tracking.flatten(config)
-    run_id = tracking.create_run(uri, config.train.experiment, config.train.name, params, tags)
-    save_yaml(config, folder / RUN_CONFIG)
-    base.record_run(folder, run_id, uri)
-    return run_id, uri
 
 
 def _do_all(steps: Sequence[Step], setting: Setting, slots: int) -> list[str]:

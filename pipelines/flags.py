@@ -23,6 +23,7 @@ from pipelines.config import OF_ONE_RUN
 from pipelines.config_files import (
     RUN_CONFIG,
     Leaf,
+    check_form,
     has_no_default,
     leaf_values,
     leaves,
@@ -100,6 +101,23 @@ def parse(
         if any(name in values for name in re.findall(r"--(\w+)", str(error))):
             raise BadInput(f"{file}: {error}") from None
         raise
+
+
+def typed_value(config_class: type, name: str, value: Any, source: str) -> Any:
+    """What ``value``, as YAML has it, means for the option ``name``.
+
+    Raises BadInput, which names ``source``, when it is not of the option's type.
+    """
+    leaf = leaves(config_class)[name]
+    check_form(value, name, leaf, source)
+    if isinstance(value, bool):
+        return value
+    alone: Any = dataclasses.make_dataclass("Option", [(name, leaf.kind)], kw_only=True)
+    words = [word for flag in _from_values({name: value}, {name: leaf}) for word in flag.words]
+    try:
+        return getattr(_by_tyro(alone, words, "bsrnn", None), name)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
 
 
 def split_flags(words: Iterable[str]) -> list[Flag]:

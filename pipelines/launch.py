@@ -3,9 +3,10 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 
 from bsrnn_core.errors import BadInput
-from pipelines.config import ClusterConfig
+from pipelines.config import VALID_MEAN, ClusterConfig
 from pipelines.status_board import StatusBoard
 from pipelines.tracking import Tracker
 from pipelines.training import Events, Training, TrainingJob
@@ -33,10 +34,11 @@ it keeps to loopback by itself."""
 AUTH_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
-def start_ray(num_workers: int = 0) -> None:
+def start_ray(num_workers: int = 0, *, dashboard: bool = False) -> None:
     """Join the cluster of this machine or of RAY_ADDRESS; else start Ray here, on loopback only.
 
-    A local Ray gets a logical CPU per core, and always enough for ``num_workers`` workers.
+    A local Ray gets a logical CPU per core, and always enough for ``num_workers`` workers. Its
+    ``dashboard`` answers what Ray asks to clean up after a training that Tune has stopped.
     """
     if ray.is_initialized():
         return
@@ -49,13 +51,15 @@ def start_ray(num_workers: int = 0) -> None:
     # It warns that its token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, num_workers) + SPARE_CPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _node_ip_address=LOOPBACK if sys.platform == "linux" else None,
-        )
+        with _known_address():
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, num_workers) + SPARE_CPUS,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _node_ip_address=LOOPBACK if sys.platform == "linux" else None,
+            )
     except ValueError:
         # Only a new Ray may be given its CPUs: `ray start` has been here, so join its cluster.
         ray.init(log_to_driver=False)
@@ -63,6 +67,31 @@ def start_ray(num_workers: int = 0) -> None:
     if token.exists():
         # Ray writes it readable for everybody.
         token.chmod(0o600)
+
+
+@contextmanager
+def _known_address() -> Iterator[None]:
+    """Tell the processes of the Ray that is started meanwhile where it is.
+
+    They look for it otherwise when they clean up, and give up where the machine runs two.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    ours = {"RAY_GCS_SERVER_PORT": str(port), "RAY_API_SERVER_ADDRESS": f"{LOOPBACK}:{port}"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def cores() -> int:
@@ -91,6 +120,21 @@ def check_resources(cluster: ClusterConfig) -> None:
         )
 
 
+def room(cluster: ClusterConfig, max_concurrent: int | None) -> tuple[int, int | None]:
+    """Trainings that run side by side, and the CPU threads of a worker (None: its own choice)."""
+    there = ray.cluster_resources()
+    if use_gpu(cluster.device):
+        slots = int(there["GPU"]) // cluster.num_workers
+    elif len(ray.nodes()) == 1:
+        # A local Ray has more logical CPUs than there are cores.
+        slots = cores() // (cluster.num_workers * (cluster.threads_per_worker or 1))
+    else:
+        slots = int(there["CPU"]) // cluster.num_workers
+    slots = max(1, min(slots, max_concurrent or slots))
+    share = max(1, cores() // (slots * cluster.num_workers)) if len(ray.nodes()) == 1 else None
+    return slots, cluster.threads_per_worker or share
+
+
 def parallel_tasks(task_bytes: float, waiting: int = 0) -> int:
     """Tasks of one core and ``task_bytes`` of memory that the cluster holds at once; at least 1.
 
@@ -113,8 +157,19 @@ class Launch:
     tracking_uri: str
 
 
-def train_worker(settings: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+def train_worker(settings: dict[str, Any]) -> str | None:
+    """What each Ray Train worker runs; returns why a training can go on no more.
+
+    An exception would have Ray try the same again from the last checkpoint.
+    """
+    try:
+        _train(settings)
+    except FloatingPointError as error:
+        return str(error)
+    return None
+
+
+def _train(settings: dict[str, Any]) -> None:
     launch: Launch = settings["launch"]
     config = launch.job.config
     context = ray.train.get_context()
@@ -122,7 +177,10 @@ def train_worker(settings: dict[str, Any]) -> None:
         config.cluster.threads_per_worker or max(1, cores() // context.get_local_world_size())
     )
     device = ray.train.torch.get_device()
-    events = Events(on_epoch=ray.train.report)
+    # Who follows a training from outside looks at its validations.
+    events = Events(
+        on_epoch=lambda metrics: ray.train.report(metrics) if VALID_MEAN in metrics else None
+    )
     board = settings["board"]
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -140,15 +198,16 @@ def train_worker(settings: dict[str, Any]) -> None:
     with Tracker(launch.run_id, launch.tracking_uri) as tracker:
         events.on_metrics = tracker.log
         if board is not None:
-            events.on_step = lambda status: board.post.remote(status)
+            events.on_step = lambda status: board.post.remote(config.name, status)
         Training(launch.job, device=device, wrap=wrap, events=events).run()
 
 
-def build_trainer(launch: Launch, board: Any = None) -> Any:
+def build_trainer(launch: Launch, board: Any = None, callbacks: Sequence[UserCallback] = ()) -> Any:
     """A TorchTrainer for a training; gloo on CPUs and nccl on GPUs, chosen by Ray.
 
-    ``board`` is a StatusBoard to post to. Ray's own files go to `ray/` in the run's folder;
-    checkpoints are the training's own (training_state.py), so Ray keeps none.
+    ``board`` is a StatusBoard to post to; ``callbacks`` hear of validations. Ray's own files go to
+    `ray/` in the run's folder; checkpoints are the training's own (training_state.py), so Ray keeps
+    none.
     """
     config = launch.job.config
     gpu = use_gpu(config.cluster.device)
@@ -164,6 +223,7 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
             name="ray",
             storage_path=str(launch.job.folder),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=list(callbacks),
         ),
     )
 
@@ -173,25 +233,42 @@ def launch_training(
 ) -> None:
     """Run a training to its end, calling ``show`` with its status twice a second.
 
-    Raises ray.train.TrainingFailedError when it failed more often than ``max_failures``, and
-    KeyboardInterrupt when it is interrupted.
+    Raises as ``run_trainer`` does.
     """
-    board = StatusBoard.remote()
-    trainer = build_trainer(launch, board)
+    board, name = StatusBoard.remote(), launch.job.config.name
+
+    def show_own(statuses: Mapping[str, dict[str, float]]) -> None:
+        if name in statuses:
+            show(statuses[name])
+
+    with polling(board, show_own):
+        run_trainer(build_trainer(launch, board))
+
+
+def run_trainer(trainer: Any) -> None:
+    """Run a trainer to its end.
+
+    Raises ray.train.TrainingFailedError when it failed more often than ``max_failures``,
+    FloatingPointError when its loss is no longer finite, and KeyboardInterrupt when it is
+    interrupted.
+    """
     # Ray's own handler of Ctrl-C ends the workers, but exits with 0 and stays in place for good.
     before = signal.getsignal(signal.SIGINT)
     try:
-        with _polling(board, show):
-            trainer.fit()
+        problem = trainer.fit().return_value
     except SystemExit as stop:
         raise KeyboardInterrupt from stop
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
+    if problem:
+        raise FloatingPointError(problem)
 
 
 @contextmanager
-def _polling(board: Any, show: Callable[[dict[str, float]], None]) -> Iterator[None]:
+def polling(board: Any, show: Callable[[Mapping[str, dict[str, float]]], None]) -> Iterator[None]:
+    """Call ``show`` with the statuses on a StatusBoard twice a second, and a last time at the
+    end."""
     done = Event()
 
     def poll() -> None:
@@ -199,11 +276,10 @@ def _polling(board: Any, show: Callable[[dict[str, float]], None]) -> Iterator[N
         while not last:
             last = done.wait(0.5)
             try:
-                status: Any = ray.get(board.read.remote())
+                statuses: Any = ray.get(board.read.remote())
             except ray.exceptions.RayError:
                 return  # Ray is gone, and so is what was shown
-            if status:
-                show(status)
+            show(statuses)
 
     thread = Thread(target=poll, daemon=True)
     thread.start()

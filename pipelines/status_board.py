@@ -6,15 +6,15 @@ import ray
 
 @ray.remote(num_cpus=0)
 class StatusBoard:
-    """Holds the newest status of a training, for whoever shows it."""
+    """Holds the newest status of every training that posts to it, for whoever shows it."""
 
     def __init__(self) -> None:
-        self.status: dict[str, float] = {}
+        self.statuses: dict[str, dict[str, float]] = {}
 
-    def post(self, status: dict[str, float]) -> None:
-        """Replace the status."""
-        self.status = status
+    def post(self, name: str, status: dict[str, float]) -> None:
+        """Replace the status of the training called ``name``."""
+        self.statuses[name] = status
 
-    def read(self) -> dict[str, float]:
-        """The newest status; empty before the first step."""
-        return self.status
+    def read(self) -> dict[str, dict[str, float]]:
+        """The newest statuses by name; a training has none before its first step."""
+        return self.statuses

@@ -161,9 +161,18 @@ def reopen_run(run_id: str, uri: str) -> None:
     _or_warn(run_id, uri, lambda client: client.update_run(run_id, status="RUNNING"))
 
 
-def finish_run(run_id: str, uri: str, status: RunStatus) -> None:
-    """Mark a run as ended. Warns when the store is away: the run then looks as if it ran on."""
-    _or_warn(run_id, uri, lambda client: client.set_terminated(run_id, status))
+def finish_run(
+    run_id: str, uri: str, status: RunStatus, tags: Mapping[str, str] | None = None
+) -> None:
+    """Mark a run as ended, with more ``tags``. Warns when the store is away: the run then looks as
+    if it ran on."""
+
+    def finish(client: "MlflowClient") -> None:
+        for key, value in (tags or {}).items():
+            client.set_tag(run_id, mlflow_key(key), value[:MAX_TAG_LENGTH])
+        client.set_terminated(run_id, status)
+
+    _or_warn(run_id, uri, finish)
 
 
 def _or_warn(run_id: str, uri: str, action: "Callable[[MlflowClient], None]") -> None:

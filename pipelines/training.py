@@ -23,7 +23,7 @@ from bsrnn_core.metrics import Aggregate, aggregate, track_usdr
 from bsrnn_core.separation import separate
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
-from pipelines.config import TrainConfig
+from pipelines.config import VALID_MEAN, TrainConfig
 from pipelines.meters import LossMeter, peak_memory_gb, reset_peak_memory
 from pipelines.training_state import TrainingState, initial_model
 
@@ -146,12 +146,14 @@ class Training:
             self._unfreeze()
         self.network.train()
         meter = LossMeter(self.config.part, self.config.loss_weights, self.device)
+        began = time.monotonic() - self.state.progress.step_seconds
         threads = self.config.cluster.data_loader_workers
         for batch in self.batches.epoch(epoch, first_step, threads):
             if self._out_of_time():
                 self._log_training(meter)
                 return False
             meter.add(*self.train_step(batch.to(self.device)))
+            self.state.progress.step_seconds = time.monotonic() - began
             if self.rank == 0:
                 self.events.on_step(self._status(meter))
             if self.state.progress.step % self.config.optim.log_every_steps == 0:
@@ -216,7 +218,7 @@ class Training:
         metrics = {f"valid/usdr_{stem}": score.value for stem, score in by_stem.items()}
         known = [value for value in metrics.values() if not math.isnan(value)]
         mean = sum(known) / len(known) if known else math.nan
-        metrics["valid/usdr_mean"] = mean
+        metrics[VALID_MEAN] = mean
         # Without validation songs there is nothing to choose by: the newest is the best.
         nothing_known = math.isnan(mean) and progress.best_usdr == -math.inf
         if nothing_known or mean > progress.best_usdr:
@@ -239,7 +241,7 @@ class Training:
             dist.all_gather_object(gathered, states[0])
             states = gathered
         if self.rank == 0:
-            self.state.save(self.last_folder, self._metadata({}), states)
+            self.state.save(self.last_folder, self._metadata(self._costs()), states)
 
     def _trunk_is_due(self) -> bool:
         """Whether a transfer has come to where its trunk is trained too."""
@@ -257,11 +259,13 @@ class Training:
 
     def _costs(self) -> dict[str, float]:
         """What the training has taken so far, on rank 0."""
+        progress = self.state.progress
         trained = sum(p.numel() for p in self.state.model.parameters() if p.requires_grad)
         return {
             "system/minutes": (time.monotonic() - self.started) / 60,
             "system/peak_memory_gb": peak_memory_gb(self.device),
             "system/parameters_trained": float(trained),
+            "system/seconds_per_step": progress.step_seconds / max(1, progress.step),
         }
 
     def _metadata(self, scores: dict[str, float]) -> dict[str, Any]:

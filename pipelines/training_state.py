@@ -97,6 +97,8 @@ class Progress:
     epoch: int = 0
     step: int = 0
     elapsed_seconds: float = 0.0
+    step_seconds: float = 0.0
+    """Of them, what the steps took: validation and checkpoints left out."""
     best_usdr: float = -math.inf
     best_epoch: int = -1
     stopped_early: bool = False

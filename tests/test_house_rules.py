@@ -28,7 +28,11 @@ OUT_OF_BOUNDS = {
 
 ONLY_IN = {
     "mlflow": ("pipelines/tracking.py",),
-    "matplotlib": ("pipelines/plots.py", "pipelines/comparison_plots.py"),
+    "matplotlib": (
+        "pipelines/plots.py",
+        "pipelines/comparison_plots.py",
+        "pipelines/tune_plots.py",
+    ),
 }
 """Libraries that these files alone know."""
 

@@ -139,17 +139,6 @@ def test_bad_input_is_recognised_however_it_is_wrapped(
     assert capsys.readouterr().err == f"bsrnn: {SENTENCE}\n"
 
 
-def test_real_ray_wrappers_are_seen_through():
-    from ray.exceptions import RayTaskError
-    from ray.train import WorkerGroupError  # pyright: ignore[reportPrivateImportUsage]
-
-    task_error = RayTaskError("f", "a traceback", BadInput(SENTENCE)).as_instanceof_cause()
-    assert cli.bad_input_sentence(task_error) == SENTENCE
-    assert cli.bad_input_sentence(WorkerGroupError("rank 0 died", {0: task_error})) == SENTENCE
-    other = RayTaskError("f", "a traceback", KeyError("x")).as_instanceof_cause()
-    assert cli.bad_input_sentence(other) is None
-
-
 @pytest.mark.parametrize(
     "error",
     [

@@ -11,7 +11,6 @@ from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
 from pipelines import experiment, report
 from pipelines.config import TrainConfig, tiny
-from pipelines.config_files import RUN_CONFIG, save_yaml
 from pipelines.experiment import Setting
 from pipelines.experiment_plan import ExperimentConfig, Step, plan
 
@@ -109,29 +108,6 @@ def test_a_step_gets_what_only_the_running_experiment_knows(tmp_path: Path):
     assert (base.checkpoint_fp, base.resume) == (None, True)
 
 
-def test_a_name_is_used_for_one_experiment(tmp_path: Path):
-    first = config(tmp_path)
-    folder = experiment._folder(first)
-    save_yaml(first, folder / RUN_CONFIG)
-    with pytest.raises(BadInput, match="holds an experiment already"):
-        experiment._folder(first)
-    cluster = dataclasses.replace(first.train.cluster, num_workers=2)
-    resumed = config(tmp_path, {"resume": True, "cluster": cluster}, max_concurrent=1)
-    assert experiment._folder(resumed) == folder
-    with pytest.raises(BadInput, match="num_seeds is 3 and not 2"):
-        experiment._folder(config(tmp_path, {"resume": True}, num_seeds=2))
-    with pytest.raises(BadInput, match=r"crop_seconds is 3\.0 and not 2\.0"):
-        experiment._folder(config(tmp_path, {"resume": True, "crop_seconds": 2.0}))
-
-
-@pytest.mark.parametrize(
-    ("name", "said"), [("", "give --name"), ("a/b", "plain folder"), ("..", "plain folder")]
-)
-def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str, said: str):
-    with pytest.raises(BadInput, match=said):
-        experiment._folder(config(tmp_path, {"name": name}))
-
-
 def test_songs_to_score_are_asked_for_before_anything_is_trained(
     tmp_path: Path, tiny_config: TrainConfig, tiny_shards: Path
 ):
@@ -139,28 +115,3 @@ def test_songs_to_score_are_asked_for_before_anything_is_trained(
     asked = ExperimentConfig(train=train)
     with pytest.raises(BadInput, match="has no test songs"):
         experiment._shards(asked)
-
-
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(
-    ("num_cores", "num_workers", "max_concurrent", "expected"),
-    [
-        (2, 1, None, (2, 1)),
-        (2, 2, None, (1, 1)),
-        (8, 2, None, (4, 1)),
-        (8, 2, 2, (2, 2)),
-        (1, 3, None, (1, 1)),
-    ],
-)
-def test_room_on_one_machine(
-    num_cores: int,
-    num_workers: int,
-    max_concurrent: int | None,
-    expected: tuple[int, int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(experiment, "cores", lambda: num_cores)
-    cluster = dataclasses.replace(TrainConfig().cluster, num_workers=num_workers)
-    asked = config(tmp_path, {"cluster": cluster}, max_concurrent=max_concurrent)
-    assert experiment._room(asked) == expected

@@ -1,0 +1,359 @@
+"""Search options of a training with Ray Tune: sizes, band schema, learning rate, anything.
+
+    bsrnn tune --part drums --musdbhq_location musdb18hq --name sweep \
+        --space "feature_dim=[32,64,128]" "num_blstm_layers=[4,8]" "band_schema=[v7,generic]"
+    ray job submit -- python pipelines/tune.py --search tpe --num_samples 40 ...
+
+Each trial is a training like any other: a child of one MLflow run, in OUT/NAME/TRIAL. Trials that
+lag behind are stopped (ASHA); one that fails does not end the sweep; --resume goes on with it. It
+ends with OUT/NAME/sweep: a table, figures, and best.yaml, which `bsrnn train --config` takes.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search.optuna import OptunaSearch
+
+from bsrnn_core.checkpoint import read_metadata
+from bsrnn_core.errors import BadInput
+from data_prep.batches import training_channels
+from data_prep.shards import ShardDataset
+from pipelines import base, tracking, tune_results
+from pipelines.config import VALID_MEAN, TrainConfig
+from pipelines.config_files import with_values
+from pipelines.launch import Launch, build_trainer, room, run_trainer, start_ray, use_gpu
+from pipelines.parent_run import parent_folder, parent_run
+from pipelines.status_board import StatusBoard
+from pipelines.tune_plan import Plan, TuneConfig, datasets, plan, trial_config
+from pipelines.tune_progress import show_trials
+from pipelines.tune_space import as_words
+from pipelines.tune_trials import FINISHED, LEDGER_FILE, Asha, Ledger, LedgerKeeper, Trial
+
+logger = logging.getLogger(__name__)
+
+DRIVER_CPUS = 0.01
+"""What the process that leads a trial asks for: Ray Tune refuses 0."""
+CHANGEABLE = (
+    *("resume", "num_samples", "max_concurrent", "time_budget_minutes", "device"),
+    *("max_failures", "log_every_steps", "data_loader_workers"),
+)
+"""Options that may be others when a sweep is resumed."""
+STATUSES: dict[str, tracking.RunStatus] = {"finished": "FINISHED", "failed": "FAILED"}
+"""How MLflow calls what became of a trial; all else is KILLED."""
+_ENVIRONMENT = {
+    # Its own way with Ctrl-C ends a sweep as if all were well.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Without a metric of the tuner's own it takes its scheduler's for one that is always there.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # What it prints says less than the table of trials does.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What all trials of a running sweep share."""
+
+    config: TuneConfig
+    space: Plan
+    folder: Path
+    shards: Mapping[str, str]
+    """The prepared datasets, by ``Plan.dataset``."""
+    run_id: str
+    """The parent run."""
+    tracking_uri: str
+    threads: int | None
+    """CPU threads of a worker (None: its own choice)."""
+    board: Any
+    """The StatusBoard that trials post to."""
+
+
+def run(config: TuneConfig) -> Path:
+    """Do the trials that are not done yet, then report; returns the folder of the report.
+
+    Raises BadInput for a name already used, a space that means nothing, missing data, options that
+    do not fit together, and a sweep that the cluster cannot hold; RuntimeError when no trial could
+    be trained.
+    """
+    config = dataclasses.replace(config, train=base.complete(config.train))
+    space = plan(config)
+    folder = parent_folder(config, config.train, "a sweep", CHANGEABLE)
+    start_ray(config.trial.cluster.num_workers, dashboard=True)
+    slots, threads = _room(config)
+    shards = _shards(config, space)
+    for remark in space.remarks:
+        logger.info("%s", remark)
+    run_id, uri = parent_run(config, config.train, folder, "sweep")
+    status: tracking.RunStatus = "FAILED"
+    try:
+        setting = Setting(
+            config=config,
+            space=space,
+            folder=folder,
+            shards=shards,
+            run_id=run_id,
+            tracking_uri=uri,
+            threads=threads,
+            board=StatusBoard.remote(),
+        )
+        ledger = _ledger(setting)
+        _search(ledger, setting, slots)
+        report = tune_results.write(config, space, folder, ledger, run_id, uri)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.finish_run(run_id, uri, status)
+    return report
+
+
+def _room(config: TuneConfig) -> tuple[int, int | None]:
+    """Trials side by side and threads of a worker. Raises BadInput where they would wait for
+    ever."""
+    cluster = config.trial.cluster
+    workers = cluster.num_workers
+    kind = "GPU" if use_gpu(cluster.device) else "CPU"
+    nodes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]
+    fitting = trials_that_fit(nodes, workers, kind)
+    there = f"the cluster has {sum(nodes):g}"
+    if not fitting:
+        most = max((n for n in range(1, workers) if trials_that_fit(nodes, n, kind)), default=0)
+        remedy = f"--workers_per_trial {most} would fit" if most else "add a machine"
+        raise BadInput(
+            f"a trial of {workers} workers needs {_needs(1, workers, kind)}, but {there}: {remedy}"
+        )
+    asked = config.max_concurrent
+    if asked and asked > fitting:
+        raise BadInput(
+            f"{asked} trials of {workers} worker(s) at once need {_needs(asked, workers, kind)}, "
+            f"but {there}: --max_concurrent {fitting} would fit"
+        )
+    slots, threads = room(cluster, asked)
+    if asked and asked > slots:
+        # More than there are cores: as it was asked for.
+        return asked, cluster.threads_per_worker or 1
+    return min(slots, fitting), threads
+
+
+def _needs(trials: int, workers: int, kind: str) -> str:
+    if kind == "GPU":
+        return f"{trials * workers} GPUs"
+    return f"{trials * (workers + DRIVER_CPUS):g} CPUs"
+
+
+def trials_that_fit(nodes: Sequence[float], workers: int, kind: str = "CPU") -> int:
+    """Trials that certainly run at once on nodes with so many CPUs or GPUs.
+
+    A worker takes a whole one on one node; the process that leads a trial takes a little of a CPU
+    on any node, and all of them may come to be on each.
+    """
+    share = DRIVER_CPUS if kind == "CPU" else 0.0
+    trials = int(sum(nodes)) // workers
+    while trials:
+        free = sum(max(0, math.floor(there - trials * share + 1e-9)) for there in nodes)
+        if free >= trials * workers:
+            break
+        trials -= 1
+    return trials
+
+
+def _shards(config: TuneConfig, space: Plan) -> dict[str, str]:
+    """Prepare what trials are made on, once. Raises BadInput where one could not be trained."""
+    found: dict[str, str] = {}
+    for key, prep in datasets(config, space).items():
+        folder = config.train.shards or base.prepared_shards(prep, config.train.out)
+        dataset = ShardDataset.open(Path(folder).resolve())
+        dataset.check(prep, config.train.part)
+        training_channels(dataset)
+        if not dataset.tracks("valid"):
+            raise BadInput(f"{dataset.folder} has no validation songs, which trials are judged by")
+        found[key] = str(dataset.folder)
+    return found
+
+
+def _ledger(setting: Setting) -> Ledger:
+    """What is known of the trials. Those of a list are in it from the start."""
+    ledger = Ledger(setting.folder / LEDGER_FILE)
+    for values in (setting.space.points or ())[len(ledger.trials) :]:
+        ledger.add(values, trial_config(setting.config, values).optim.max_epochs)
+    return ledger
+
+
+def _search(ledger: Ledger, setting: Setting, slots: int) -> None:
+    """Let Ray Tune do the trials that are not done."""
+    os.environ.update(_ENVIRONMENT)
+    # It prints the traceback of every trial that fails; they are among its files.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    config, space = setting.config, setting.space
+    open_points = [number for number, trial in enumerate(ledger.trials) if not trial.ended]
+    if space.points is not None:
+        missing = len(open_points)
+        param_space = {"point": tune.grid_search(open_points)}
+    else:
+        missing = space.num_trials - sum(trial.ended for trial in ledger.trials)
+        param_space = None
+    if missing <= 0:
+        return
+
+    named: dict[str, str] = {}
+
+    def name(trial: Any) -> str:
+        if trial.trial_id not in named:
+            values = space.values(trial.config)
+            known = ledger.find(values, named.values())
+            known = known or ledger.add(values, _max_epochs(config, values))
+            named[trial.trial_id] = known.name
+        return named[trial.trial_id]
+
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_run_trial, setting=setting), {"CPU": DRIVER_CPUS}
+        ),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            num_samples=1 if param_space else missing,
+            search_alg=None if param_space else _tpe(ledger, setting),
+            scheduler=_asha(ledger, setting) if config.asha else None,
+            max_concurrent_trials=slots,
+            time_budget_s=60 * config.time_budget_minutes if config.time_budget_minutes else None,
+            trial_name_creator=name,
+            trial_dirname_creator=str,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{datetime.now():%Y%m%d-%H%M%S}",
+            storage_path=str(setting.folder / "ray"),
+            verbose=0,
+            callbacks=[LedgerKeeper(ledger, lambda trial: _end(trial, setting))],
+        ),
+    )
+    try:
+        with show_trials(ledger, space, setting.board, slots):
+            tuner.fit()
+    finally:
+        _close_all(ledger, setting)
+
+
+def _max_epochs(config: TuneConfig, values: Mapping[str, Any]) -> int:
+    return int(values.get("max_epochs", config.train.optim.max_epochs))
+
+
+def _asha(ledger: Ledger, setting: Setting) -> Asha:
+    config = setting.config
+    longest = [config.train.optim.max_epochs]
+    for axis in setting.space.axes:
+        if axis.name == "max_epochs":
+            longest = [int(value) for value in axis.extremes]
+    return Asha(
+        ledger,
+        max_epochs=max(longest),
+        grace_epochs=config.grace_epochs,
+        reduction_factor=config.reduction_factor,
+    )
+
+
+def _tpe(ledger: Ledger, setting: Setting) -> OptunaSearch:
+    """Optuna's search, which is told of earlier trials and begins with those interrupted."""
+    axes = setting.space.axes
+    drawn = {
+        trial.name: {axis.name: axis.drawn(trial.values[axis.name]) for axis in axes}
+        for trial in ledger.trials
+    }
+    search = OptunaSearch(
+        space=OptunaSearch.convert_search_space({axis.name: axis.domain for axis in axes}),
+        metric=VALID_MEAN,
+        mode="max",
+        points_to_evaluate=[drawn[trial.name] for trial in ledger.trials if not trial.ended],
+        # Another one after an interruption, or it would draw what it has drawn before.
+        seed=setting.config.train.seed + len(ledger.trials),
+    )
+    for trial in ledger.trials:
+        if trial.ended and math.isfinite(trial.best_usdr):
+            search.add_evaluated_point(drawn[trial.name], trial.best_usdr)
+    return search
+
+
+def _run_trial(drawn: dict[str, Any], *, setting: Setting) -> dict[str, float]:
+    """One trial, in a process of its own: a training like any other."""
+    name = tune.get_context().get_trial_name()
+    values = setting.space.values(drawn)
+    os.environ["MLFLOW_TRACKING_URI"] = setting.tracking_uri
+
+    def launch_with(launch: Launch) -> None:
+        run_trainer(build_trainer(launch, setting.board, [TuneReportCallback()]))
+
+    launch = base.train(_options(name, values, setting), launch_with, parent_run_id=setting.run_id)
+    usdr = read_metadata(launch.job.folder / "best").get(VALID_MEAN)
+    return {FINISHED: 1.0, VALID_MEAN: math.nan if usdr is None else usdr}
+
+
+def _options(name: str, values: Mapping[str, Any], setting: Setting) -> TrainConfig:
+    """A trial's options with what only the running sweep knows."""
+    shared: dict[str, Any] = {
+        "name": name,
+        "out": str(setting.folder),
+        "shards": setting.shards[setting.space.dataset(values)],
+        "resume": base.recorded_run(setting.folder / name) is not None,
+        "threads_per_worker": setting.threads,
+    }
+    return with_values(trial_config(setting.config, values), shared)
+
+
+def _end(trial: Trial, setting: Setting) -> None:
+    usdr = f", {trial.best_usdr:.2f} dB" if math.isfinite(trial.best_usdr) else ""
+    error = f": {trial.error}" if trial.error else ""
+    logger.info("%s (%s) %s%s%s", trial.name, as_words(trial.values), trial.state, usdr, error)
+    _close(trial, setting)
+
+
+def _close(trial: Trial, setting: Setting) -> None:
+    """Bring a trial's MLflow run to where the trial stands; one that failed before it had any gets
+    it."""
+    folder = setting.folder / trial.name
+    tags = {"outcome": trial.state if trial.ended else "unfinished"}
+    if trial.error:
+        tags["error"] = trial.error
+    record = base.recorded_run(folder)
+    if record is None and trial.state == "failed":
+        train, uri = setting.config.train, setting.tracking_uri
+        tags |= {"stage": train.stage, "stems": ",".join(train.part)}
+        run_id = tracking.create_run(
+            uri, train.experiment, trial.name, trial.values, tags, setting.run_id
+        )
+        base.record_run(folder, run_id, uri)
+        record = base.recorded_run(folder)
+    if record is not None:
+        status = STATUSES.get(trial.state, "KILLED")
+        tracking.finish_run(record["run_id"], record["tracking_uri"], status, tags)
+
+
+def _close_all(ledger: Ledger, setting: Setting) -> None:
+    """Close what this and earlier invocations left open, or a dying process has closed wrongly."""
+    children = f"tags.`mlflow.parentRunId` = '{setting.run_id}'"
+    try:
+        runs = tracking.find_runs(setting.tracking_uri, setting.config.train.experiment, children)
+    except BadInput as error:
+        logger.warning("the states of the trials are not checked: %s", error)
+        return
+    recorded = {run.name: run.status for run in runs}
+    for trial in ledger.trials:
+        wanted = STATUSES.get(trial.state, "KILLED")
+        if recorded.get(trial.name, wanted) != wanted:
+            _close(trial, setting)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    sys.exit(main(["tune", *sys.argv[1:]]))

@@ -1,0 +1,191 @@
+"""The trials of a sweep while it runs: their ledger, and what Ray Tune tells about them.
+
+The ledger is the truth about a sweep: it outlives the process, so that a sweep is gone on with
+from it, whatever Ray Tune remembers.
+"""
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+
+from ray import cloudpickle, tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from pipelines import report
+from pipelines.config import VALID_MEAN
+from pipelines.failures import reason
+
+State = Literal["waiting", "running", "finished", "stopped early", "failed"]
+
+LEDGER_FILE = "trials.json"
+EPOCH, FINISHED = "epoch", "finished"
+"""What a trial reports beside its uSDR: validated epochs, and once that its training is over."""
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """What is known of one trial."""
+
+    name: str
+    """Of its run and its folder."""
+    values: dict[str, Any]
+    max_epochs: int
+    state: State = "waiting"
+    error: str = ""
+    """Why it failed."""
+    validations: list[tuple[int, float]] = field(default_factory=list)
+    """Epoch and uSDR, rising."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state not in ("waiting", "running")
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that was validated."""
+        return self.validations[-1][0] if self.validations else 0
+
+    @property
+    def best_usdr(self) -> float:
+        """The highest validation uSDR; nan before the first."""
+        known = [usdr for _, usdr in self.validations if math.isfinite(usdr)]
+        return max(known, default=math.nan)
+
+
+class Ledger:
+    """All trials of a sweep in the order of their numbers, on disk whenever one changes."""
+
+    def __init__(self, file: Path) -> None:
+        """What an earlier invocation left in ``file`` is taken up; what it ran is waiting again."""
+        self.file = file
+        self.trials: list[Trial] = []
+        if file.exists():
+            for saved in json.loads(file.read_text()):
+                saved["validations"] = [tuple(pair) for pair in saved["validations"]]
+                saved["state"] = "waiting" if saved["state"] == "running" else saved["state"]
+                self.trials.append(Trial(**saved))
+
+    def __getitem__(self, name: str) -> Trial:
+        return next(trial for trial in self.trials if trial.name == name)
+
+    def find(self, values: Mapping[str, Any], taken: Collection[str]) -> Trial | None:
+        """The trial with these values that waits and is not ``taken``."""
+        wanted = _key(values)
+        for trial in self.trials:
+            waits = trial.state == "waiting" and trial.name not in taken
+            if waits and _key(trial.values) == wanted:
+                return trial
+        return None
+
+    def add(self, values: Mapping[str, Any], max_epochs: int) -> Trial:
+        """A new trial."""
+        name = f"trial-{len(self.trials) + 1:03d}"
+        self.trials.append(Trial(name=name, values=dict(values), max_epochs=max_epochs))
+        self.save()
+        return self.trials[-1]
+
+    def save(self) -> None:
+        """Write all to the disk."""
+        text = json.dumps([asdict(trial) for trial in self.trials], indent=1)
+        report.write_text(self.file, text + "\n")
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    # As JSON gives them back: its lists were tuples.
+    return json.dumps(dict(values), sort_keys=True)
+
+
+class Asha(ASHAScheduler):
+    """Asynchronous successive halving (Li et al., 2018) over validated epochs, as a sweep needs it.
+
+    A trial in its last epoch is not stopped, for there is nothing to save; what earlier invocations
+    of the sweep have validated counts.
+    """
+
+    def __init__(
+        self, ledger: Ledger, *, max_epochs: int, grace_epochs: int, reduction_factor: float
+    ) -> None:
+        """``max_epochs`` is that of the longest trial."""
+        super().__init__(
+            time_attr=EPOCH,
+            metric=VALID_MEAN,
+            mode="max",
+            max_t=max(max_epochs, grace_epochs),
+            grace_period=grace_epochs,
+            reduction_factor=reduction_factor,
+        )
+        self.ledger = ledger
+        self.knows_earlier_trials = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if not self.knows_earlier_trials:
+            self.knows_earlier_trials = True
+            for earlier in self.ledger.trials:
+                if earlier.ended:
+                    self._replay(SimpleNamespace(trial_id=earlier.name), earlier, tune_controller)
+        self._replay(trial, self.ledger[str(trial)], tune_controller)
+
+    def _replay(self, trial: Any, known: Trial, tune_controller: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for epoch, usdr in known.validations:
+            super().on_trial_result(tune_controller, trial, {EPOCH: epoch, VALID_MEAN: usdr})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        known = self.ledger[str(trial)]
+        if decision != TrialScheduler.STOP:
+            return decision
+        if result[EPOCH] >= known.max_epochs:
+            return TrialScheduler.CONTINUE
+        known.state = "stopped early"
+        return decision
+
+
+class LedgerKeeper(tune.Callback):
+    """Writes into the ledger what Ray Tune tells."""
+
+    def __init__(self, ledger: Ledger, on_end: Callable[[Trial], None]) -> None:
+        """``on_end`` is called with each trial that ends or fails."""
+        self.ledger = ledger
+        self.on_end = on_end
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray Tune keeps a copy of all that it is given, which nobody reads.
+        return tune.Callback, ()
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._change(trial, "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        known = self.ledger[str(trial)]
+        if result.get(FINISHED):
+            self._change(trial, "finished")
+        elif EPOCH in result and result[EPOCH] > known.epoch:
+            known.validations.append((int(result[EPOCH]), float(result[VALID_MEAN])))
+            self.ledger.save()
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        known = self.ledger[str(trial)]
+        self.ledger.save()
+        if known.ended:
+            self.on_end(known)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        known = self.ledger[str(trial)]
+        file = trial.pickled_error_file
+        known.error = "it died without a word"
+        if file and Path(file).exists():
+            known.error = reason(cloudpickle.loads(Path(file).read_bytes()))
+        self._change(trial, "failed")
+        self.on_end(known)
+
+    def _change(self, trial: Any, state: str) -> None:
+        self.ledger[str(trial)].state = cast(State, state)
+        self.ledger.save()

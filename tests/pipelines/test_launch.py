@@ -1,0 +1,56 @@
+"""How many trainings fit on a machine, and what a training that cannot go on does."""
+
+import dataclasses
+import os
+
+import pytest
+
+from pipelines import launch
+from pipelines.config import TrainConfig
+from pipelines.launch import Launch, launch_training, room
+from pipelines.training import TrainingJob
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("num_cores", "num_workers", "max_concurrent", "expected"),
+    [
+        (2, 1, None, (2, 1)),
+        (2, 2, None, (1, 1)),
+        (8, 2, None, (4, 1)),
+        (8, 2, 2, (2, 2)),
+        (1, 3, None, (1, 1)),
+    ],
+)
+def test_room_on_one_machine(
+    num_cores: int,
+    num_workers: int,
+    max_concurrent: int | None,
+    expected: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(launch, "cores", lambda: num_cores)
+    cluster = dataclasses.replace(TrainConfig().cluster, num_workers=num_workers)
+    assert room(cluster, max_concurrent) == expected
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_loss_that_is_not_finite_is_not_tried_again(tiny_job: TrainingJob, uri: str, run_id: str):
+    optim = dataclasses.replace(tiny_job.config.optim, lr=1e30, warmup_steps=0, log_every_steps=1)
+    config = dataclasses.replace(tiny_job.config, name="huge", optim=optim)
+    job = dataclasses.replace(tiny_job, config=config)
+    assert config.cluster.max_failures > 0
+    # After failures of another kind Ray raises an exception of its own.
+    with pytest.raises(FloatingPointError, match="no longer finite at step 2"):
+        launch_training(Launch(job=job, run_id=run_id, tracking_uri=uri))
+
+
+def test_the_address_of_a_new_ray_is_told_to_its_processes_only(monkeypatch: pytest.MonkeyPatch):
+    names = ("RAY_GCS_SERVER_PORT", "RAY_API_SERVER_ADDRESS")
+    monkeypatch.setenv(names[0], "1234")
+    monkeypatch.delenv(names[1], raising=False)
+    with launch._known_address():
+        port = os.environ[names[0]]
+        assert int(port) not in (0, 1234)
+        assert os.environ[names[1]] == f"{launch.LOOPBACK}:{port}"
+    assert (os.environ[names[0]], names[1] in os.environ) == ("1234", False)
