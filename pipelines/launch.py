@@ -28,6 +28,8 @@ from pipelines.training import Events, Training, TrainingJob
 
 SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
+PROCESSES_AT_ONCE = 8
+"""Processes that a local Ray may start at the same time."""
 LOOPBACK = "127.0.0.2"
 """Where a local Ray listens on Linux: Ray takes 127.0.0.1 to mean the routable address. Elsewhere
 it keeps to loopback by itself."""
@@ -48,6 +50,8 @@ def start_ray(num_workers: int = 0, *, dashboard: bool = False) -> None:
     # glibc gives every thread a heap of its own, which large tensors soon fragment: a training of
     # the tiny preset held twice the memory (docs/results.md).
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+    # It takes more processes than this for a fault, but every training has some that only wait.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(PROCESSES_AT_ONCE))
     # It warns that its token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:

@@ -131,7 +131,7 @@ class Training:
                 progress.epoch += 1
             if not finished or self._validation_is_due():
                 metrics |= self.validate()
-            self.save()
+            self.save(metrics)
             if self.rank == 0:
                 self.events.on_metrics(progress.step, self._costs())
             self.events.on_epoch(metrics)
@@ -232,8 +232,11 @@ class Training:
             self.events.on_metrics(progress.step, {**metrics, "valid/epoch": float(progress.epoch)})
         return metrics
 
-    def save(self) -> None:
-        """Write the checkpoint to resume from (rank 0, with the RNG states of all)."""
+    def save(self, metrics: dict[str, float]) -> None:
+        """Write the checkpoint to resume from (rank 0, with the RNG states of all).
+
+        ``metrics`` of the epoch are noted in it, and what the training has cost.
+        """
         self.state.progress.elapsed_seconds = time.monotonic() - self.started
         states = [torch.get_rng_state()]
         if self.world_size > 1:
@@ -241,7 +244,7 @@ class Training:
             dist.all_gather_object(gathered, states[0])
             states = gathered
         if self.rank == 0:
-            self.state.save(self.last_folder, self._metadata(self._costs()), states)
+            self.state.save(self.last_folder, self._metadata(metrics | self._costs()), states)
 
     def _trunk_is_due(self) -> bool:
         """Whether a transfer has come to where its trunk is trained too."""

@@ -38,7 +38,7 @@ from pipelines.status_board import StatusBoard
 from pipelines.tune_plan import Plan, TuneConfig, datasets, plan, trial_config
 from pipelines.tune_progress import show_trials
 from pipelines.tune_space import as_words
-from pipelines.tune_trials import FINISHED, LEDGER_FILE, Asha, Ledger, LedgerKeeper, Trial
+from pipelines.tune_trials import EPOCH, FINISHED, LEDGER_FILE, Asha, Ledger, LedgerKeeper, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +196,7 @@ def _search(ledger: Ledger, setting: Setting, slots: int) -> None:
     os.environ.update(_ENVIRONMENT)
     # It prints the traceback of every trial that fails; they are among its files.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("optuna").setLevel(logging.WARNING)
     config, space = setting.config, setting.space
     open_points = [number for number, trial in enumerate(ledger.trials) if not trial.ended]
     if space.points is not None:
@@ -251,14 +252,15 @@ def _max_epochs(config: TuneConfig, values: Mapping[str, Any]) -> int:
 
 def _asha(ledger: Ledger, setting: Setting) -> Asha:
     config = setting.config
-    longest = [config.train.optim.max_epochs]
+    epochs = [config.train.optim.max_epochs]
     for axis in setting.space.axes:
         if axis.name == "max_epochs":
-            longest = [int(value) for value in axis.extremes]
+            epochs = [int(value) for value in axis.extremes]
+    shortest = max(1, round(min(epochs) / config.reduction_factor**2))
     return Asha(
         ledger,
-        max_epochs=max(longest),
-        grace_epochs=config.grace_epochs,
+        max_epochs=max(epochs),
+        grace_epochs=config.grace_epochs or shortest,
         reduction_factor=config.reduction_factor,
     )
 
@@ -294,8 +296,10 @@ def _run_trial(drawn: dict[str, Any], *, setting: Setting) -> dict[str, float]:
         run_trainer(build_trainer(launch, setting.board, [TuneReportCallback()]))
 
     launch = base.train(_options(name, values, setting), launch_with, parent_run_id=setting.run_id)
-    usdr = read_metadata(launch.job.folder / "best").get(VALID_MEAN)
-    return {FINISHED: 1.0, VALID_MEAN: math.nan if usdr is None else usdr}
+    # Its last report may still be on its way when the training has returned.
+    last = read_metadata(launch.job.folder / "last")
+    usdr = last[VALID_MEAN]
+    return {FINISHED: 1.0, EPOCH: last[EPOCH], VALID_MEAN: math.nan if usdr is None else usdr}
 
 
 def _options(name: str, values: Mapping[str, Any], setting: Setting) -> TrainConfig:

@@ -49,8 +49,8 @@ class TuneConfig:
     """Time after which no more trials begin and those that run are halted, for --resume."""
     asha: bool = True
     """Stop trials early that lag behind in validation uSDR (ASHA)."""
-    grace_epochs: int = 1
-    """asha: epochs that every trial has."""
+    grace_epochs: int | None = None
+    """asha: epochs that every trial has (max_epochs / reduction_factor^2 when not given)."""
     reduction_factor: float = 3.0
     """asha: of those that come to an epoch where it is decided, one in so many goes on."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -26,9 +26,9 @@ MOST_ROWS = 30
 
 @contextmanager
 def show_trials(ledger: Ledger, space: Plan, board: Any, slots: int) -> Iterator[None]:
-    """Show the trials for as long as they run, and how they ended."""
+    """Show the trials for as long as they run."""
     started = time.monotonic()
-    with Live(console=Console(stderr=True), refresh_per_second=2) as live:
+    with Live(console=Console(stderr=True), refresh_per_second=2, transient=True) as live:
 
         def show(statuses: Mapping[str, Status]) -> None:
             minutes = (time.monotonic() - started) / 60

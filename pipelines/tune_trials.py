@@ -6,13 +6,14 @@ from it, whatever Ray Tune remembers.
 
 import json
 import math
+import pickle
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
-from ray import cloudpickle, tune
+from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipelines import report
@@ -23,7 +24,7 @@ State = Literal["waiting", "running", "finished", "stopped early", "failed"]
 
 LEDGER_FILE = "trials.json"
 EPOCH, FINISHED = "epoch", "finished"
-"""What a trial reports beside its uSDR: validated epochs, and once that its training is over."""
+"""What a trial reports beside its uSDR: the validated epoch, and at last that it is over."""
 
 
 @dataclass(kw_only=True)
@@ -165,11 +166,10 @@ class LedgerKeeper(tune.Callback):
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         known = self.ledger[str(trial)]
-        if result.get(FINISHED):
-            self._change(trial, "finished")
-        elif EPOCH in result and result[EPOCH] > known.epoch:
+        # A worker that was restarted tells an epoch again.
+        if result[EPOCH] > known.epoch:
             known.validations.append((int(result[EPOCH]), float(result[VALID_MEAN])))
-            self.ledger.save()
+        self._change(trial, "finished" if result.get(FINISHED) else known.state)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         known = self.ledger[str(trial)]
@@ -182,7 +182,7 @@ class LedgerKeeper(tune.Callback):
         file = trial.pickled_error_file
         known.error = "it died without a word"
         if file and Path(file).exists():
-            known.error = reason(cloudpickle.loads(Path(file).read_bytes()))
+            known.error = reason(pickle.loads(Path(file).read_bytes()))
         self._change(trial, "failed")
         self.on_end(known)
 

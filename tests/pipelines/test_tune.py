@@ -181,6 +181,7 @@ def test_tpe_begins_with_what_was_interrupted_and_knows_what_has_ended(tmp_path:
     assert 1e-4 <= other["lr"] <= 1e-2
     assert other["band_schema"] in (0, 1)
     study = search._ot_study
+    assert study is not None
     assert [trial.value for trial in study.trials if trial.value is not None] == [0.0, 2.0]
     # Resumed it draws on, and not once more what it drew before.
     fresh = tune._tpe(Ledger(tmp_path / "none.json"), setting(asked, tmp_path, ""))
@@ -203,6 +204,7 @@ def test_mlflow_ends_up_with_what_became_of_the_trials(recorded: Setting):
         ledger.trials, ("finished", "stopped early", "failed", "running", "waiting"), strict=True
     ):
         trial.state = state
+        run_id = ""
         if state not in ("failed", "waiting"):
             run_id = tracking.create_run(uri, "sweeps", trial.name, {}, {}, recorded.run_id)
             base.record_run(recorded.folder / trial.name, run_id, uri)

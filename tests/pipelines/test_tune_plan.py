@@ -26,7 +26,7 @@ def test_a_grid_is_every_combination_in_order():
         for schema in ("v7", "generic")
     )
     assert (sweep.num_trials, sweep.remarks) == (4, ())
-    assert sweep.values({"point": 2}) == sweep.points[2]
+    assert sweep.values({"point": 2}) == {"feature_dim": 16, "band_schema": "v7", "lr": 0.001}
 
 
 def test_a_trial_is_the_training_with_its_values():

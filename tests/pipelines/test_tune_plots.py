@@ -4,10 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pipelines import tune_plots
 from pipelines.tune_plots import Point, pareto_front, plot_parallel, plot_tradeoffs
@@ -43,14 +45,24 @@ def figures(figures: list[Figure], monkeypatch: pytest.MonkeyPatch) -> list[Figu
     return figures
 
 
+def drawn(line: Line2D) -> list[tuple[float, float]]:
+    """The points of a line."""
+    return list(zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True))
+
+
+def of_trials(figure: Figure) -> list[Line2D]:
+    """The lines that go through all four axes."""
+    return [line for line in figure.axes[0].lines if len(drawn(line)) == 4]
+
+
 def test_a_line_goes_through_every_value_of_a_trial(figures: list[Figure]):
     plot_parallel(POINTS, AXES, "Sweep", Path("parallel.png"))
     panel = figures[0].axes[0]
     assert [label.get_text() for label in panel.get_xticklabels()] == [
         *("feature_dim", "lr", "band_schema", "uSDR"),
     ]
-    lines = [line for line in panel.lines if len(line.get_xdata()) == 4]
-    heights = [list(line.get_ydata()) for line in lines]
+    lines = of_trials(figures[0])
+    heights = [tuple(y for _, y in drawn(line)) for line in lines]
     # Worst first: trials 4, 1, 3, 2; numbers rise upwards, whatever their order in the list.
     for height, expected in zip(
         heights,
@@ -69,15 +81,14 @@ def test_a_line_goes_through_every_value_of_a_trial(figures: list[Figure]):
 
 def test_lines_that_share_a_value_are_kept_apart(figures: list[Figure]):
     plot_parallel(POINTS, AXES, "Sweep", Path("parallel.png"))
-    lines = [line for line in figures[0].axes[0].lines if len(line.get_xdata()) == 4]
-    at_schema = [line.get_ydata()[2] for line in lines]
+    lines = of_trials(figures[0])
+    at_schema = [drawn(line)[2][1] for line in lines]
     assert len(set(at_schema)) == len(lines)
 
 
 def test_equal_scores_are_drawn(figures: list[Figure]):
     plot_parallel([point(1, 2.0), point(2, 2.0)], AXES, "Sweep", Path("parallel.png"))
-    lines = [line for line in figures[0].axes[0].lines if len(line.get_xdata()) == 4]
-    assert [line.get_ydata()[-1] for line in lines] == [0.5, 0.5]
+    assert [drawn(line)[-1][1] for line in of_trials(figures[0])] == [0.5, 0.5]
 
 
 def test_scores_stand_against_what_they_cost(figures: list[Figure]):
@@ -86,14 +97,14 @@ def test_scores_stand_against_what_they_cost(figures: list[Figure]):
     assert of_parameters.get_xlabel() == "trained parameters"
     assert of_seconds.get_xlabel() == "seconds per training step"
     marks = [line for line in of_seconds.lines if line.get_linestyle() == "None"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
-        *((0.1, 1.0), (0.4, 3.0), (0.2, 2.0), (0.1, -1.0)),
+    assert [drawn(line) for line in marks] == [
+        *([(0.1, 1.0)], [(0.4, 3.0)], [(0.2, 2.0)], [(0.1, -1.0)]),
     ]
     assert [line.get_fillstyle() for line in marks] == ["full", "full", "full", "none"]
     assert marks[0].get_color() == marks[2].get_color() != marks[1].get_color()
     (front,) = (line for line in of_parameters.lines if line.get_linestyle() != "None")
     # Trial 3 is larger than trial 2 and worse.
-    assert list(front.get_ydata()) == [1.0, 3.0]
+    assert [y for _, y in drawn(front)] == [1.0, 3.0]
     assert [text.get_text() for text in of_parameters.texts] == ["001", "002"]
     assert [text.get_text() for text in of_seconds.texts] == ["001", "003", "002"]
     legend = of_seconds.get_legend()

@@ -55,7 +55,7 @@ def test_distributions_draw_between_their_ends(text: str, ends: tuple[float, flo
     # Of whole numbers the upper end is not drawn, as in Ray Tune.
     assert max(drawn) < ends[1]
     if kind is int and ends[1] - ends[0] < 10:
-        assert set(drawn) == set(range(*ends))
+        assert set(drawn) == set(range(int(ends[0]), int(ends[1])))
     if text.startswith("lr"):
         assert 0.3 < sum(value < (ends[0] * ends[1]) ** 0.5 for value in drawn) / 300 < 0.7
 

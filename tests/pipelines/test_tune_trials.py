@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
-from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from pipelines.config import VALID_MEAN
@@ -89,12 +89,13 @@ def test_the_keeper_writes_down_what_happens(ledger: Ledger, tmp_path: Path):
     tell.on_trial_result(0, [], good, {EPOCH: 2.0, VALID_MEAN: math.nan})
     tell.on_trial_complete(0, [], good)
     assert ended == []
-    tell.on_trial_result(0, [], good, {FINISHED: 1.0, VALID_MEAN: 2.0})
+    # The report of epoch 3 came with the last one only.
+    tell.on_trial_result(0, [], good, {FINISHED: 1.0, EPOCH: 3.0, VALID_MEAN: 1.0})
     tell.on_trial_complete(0, [], good)
     assert ended == ["trial-001 finished"]
     known = Ledger(ledger.file)["trial-001"]
     # Epoch 1 was told twice, as after a worker's restart: the first counts.
-    assert [epoch for epoch, _ in known.validations] == [1, 2]
+    assert [epoch for epoch, _ in known.validations] == [1, 2, 3]
     assert known.best_usdr == 2.0
     error_file = tmp_path / "error.pkl"
     error_file.write_bytes(cloudpickle.dumps(FloatingPointError("not finite")))
@@ -151,7 +152,8 @@ def run_sweep(ledger: Ledger, names: list[str], scheduler: Any, number: int = 0)
             if decision == TrialScheduler.STOP:
                 break
         else:
-            tell.on_trial_result(0, [], trial, {FINISHED: 1.0})
+            last = {FINISHED: 1.0, EPOCH: 9.0, VALID_MEAN: CURVES[name][-1]}
+            tell.on_trial_result(0, [], trial, last)
     return decisions
 
 
