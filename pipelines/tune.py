@@ -14,43 +14,35 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.optuna import OptunaSearch
 
-from bsrnn_core.checkpoint import read_metadata
 from bsrnn_core.errors import BadInput
 from data_prep.batches import training_channels
 from data_prep.shards import ShardDataset
 from pipelines import base, tracking, tune_results
-from pipelines.config import VALID_MEAN, TrainConfig
-from pipelines.config_files import with_values
-from pipelines.launch import Launch, build_trainer, room, run_trainer, start_ray, use_gpu
+from pipelines.config import VALID_MEAN
+from pipelines.launch import start_ray
 from pipelines.parent_run import parent_folder, parent_run
 from pipelines.status_board import StatusBoard
 from pipelines.tune_plan import Plan, TuneConfig, datasets, plan, trial_config
 from pipelines.tune_progress import show_trials
-from pipelines.tune_space import as_words
-from pipelines.tune_trials import EPOCH, FINISHED, LEDGER_FILE, Asha, Ledger, LedgerKeeper, Trial
+from pipelines.tune_room import DRIVER_CPUS, fitted_room
+from pipelines.tune_runs import Setting, close_all, report_end, run_trial
+from pipelines.tune_trials import LEDGER_FILE, Asha, Ledger, LedgerKeeper
 
 logger = logging.getLogger(__name__)
 
-DRIVER_CPUS = 0.01
-"""What the process that leads a trial asks for: Ray Tune refuses 0."""
 CHANGEABLE = (
     *("resume", "num_samples", "max_concurrent", "time_budget_minutes", "device"),
     *("max_failures", "log_every_steps", "data_loader_workers"),
 )
 """Options that may be others when a sweep is resumed."""
-STATUSES: dict[str, tracking.RunStatus] = {"finished": "FINISHED", "failed": "FAILED"}
-"""How MLflow calls what became of a trial; all else is KILLED."""
 _ENVIRONMENT = {
     # Its own way with Ctrl-C ends a sweep as if all were well.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -59,24 +51,6 @@ _ENVIRONMENT = {
     # What it prints says less than the table of trials does.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What all trials of a running sweep share."""
-
-    config: TuneConfig
-    space: Plan
-    folder: Path
-    shards: Mapping[str, str]
-    """The prepared datasets, by ``Plan.dataset``."""
-    run_id: str
-    """The parent run."""
-    tracking_uri: str
-    threads: int | None
-    """CPU threads of a worker (None: its own choice)."""
-    board: Any
-    """The StatusBoard that trials post to."""
 
 
 def run(config: TuneConfig) -> Path:
@@ -90,7 +64,7 @@ def run(config: TuneConfig) -> Path:
     space = plan(config)
     folder = parent_folder(config, config.train, "a sweep", CHANGEABLE)
     start_ray(config.trial.cluster.num_workers, dashboard=True)
-    slots, threads = _room(config)
+    slots, threads = fitted_room(config)
     shards = _shards(config, space)
     for remark in space.remarks:
         logger.info("%s", remark)
@@ -117,56 +91,6 @@ def run(config: TuneConfig) -> Path:
     finally:
         tracking.finish_run(run_id, uri, status)
     return report
-
-
-def _room(config: TuneConfig) -> tuple[int, int | None]:
-    """Trials side by side and threads of a worker. Raises BadInput where they would wait for
-    ever."""
-    cluster = config.trial.cluster
-    workers = cluster.num_workers
-    kind = "GPU" if use_gpu(cluster.device) else "CPU"
-    nodes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]
-    fitting = trials_that_fit(nodes, workers, kind)
-    there = f"the cluster has {sum(nodes):g}"
-    if not fitting:
-        most = max((n for n in range(1, workers) if trials_that_fit(nodes, n, kind)), default=0)
-        remedy = f"--workers_per_trial {most} would fit" if most else "add a machine"
-        raise BadInput(
-            f"a trial of {workers} workers needs {_needs(1, workers, kind)}, but {there}: {remedy}"
-        )
-    asked = config.max_concurrent
-    if asked and asked > fitting:
-        raise BadInput(
-            f"{asked} trials of {workers} worker(s) at once need {_needs(asked, workers, kind)}, "
-            f"but {there}: --max_concurrent {fitting} would fit"
-        )
-    slots, threads = room(cluster, asked)
-    if asked and asked > slots:
-        # More than there are cores: as it was asked for.
-        return asked, cluster.threads_per_worker or 1
-    return min(slots, fitting), threads
-
-
-def _needs(trials: int, workers: int, kind: str) -> str:
-    if kind == "GPU":
-        return f"{trials * workers} GPUs"
-    return f"{trials * (workers + DRIVER_CPUS):g} CPUs"
-
-
-def trials_that_fit(nodes: Sequence[float], workers: int, kind: str = "CPU") -> int:
-    """Trials that certainly run at once on nodes with so many CPUs or GPUs.
-
-    A worker takes a whole one on one node; the process that leads a trial takes a little of a CPU
-    on any node, and all of them may come to be on each.
-    """
-    share = DRIVER_CPUS if kind == "CPU" else 0.0
-    trials = int(sum(nodes)) // workers
-    while trials:
-        free = sum(max(0, math.floor(there - trials * share + 1e-9)) for there in nodes)
-        if free >= trials * workers:
-            break
-        trials -= 1
-    return trials
 
 
 def _shards(config: TuneConfig, space: Plan) -> dict[str, str]:
@@ -198,8 +122,9 @@ def _search(ledger: Ledger, setting: Setting, slots: int) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("optuna").setLevel(logging.WARNING)
     config, space = setting.config, setting.space
-    open_points = [number for number, trial in enumerate(ledger.trials) if not trial.ended]
     if space.points is not None:
+        known = ledger.trials[: len(space.points)]
+        open_points = [number for number, trial in enumerate(known) if not trial.ended]
         missing = len(open_points)
         param_space = {"point": tune.grid_search(open_points)}
     else:
@@ -219,9 +144,7 @@ def _search(ledger: Ledger, setting: Setting, slots: int) -> None:
         return named[trial.trial_id]
 
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(_run_trial, setting=setting), {"CPU": DRIVER_CPUS}
-        ),
+        tune.with_resources(tune.with_parameters(run_trial, setting=setting), {"CPU": DRIVER_CPUS}),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             num_samples=1 if param_space else missing,
@@ -236,14 +159,14 @@ def _search(ledger: Ledger, setting: Setting, slots: int) -> None:
             name=f"{datetime.now():%Y%m%d-%H%M%S}",
             storage_path=str(setting.folder / "ray"),
             verbose=0,
-            callbacks=[LedgerKeeper(ledger, lambda trial: _end(trial, setting))],
+            callbacks=[LedgerKeeper(ledger, lambda trial: report_end(trial, setting))],
         ),
     )
     try:
         with show_trials(ledger, space, setting.board, slots):
             tuner.fit()
     finally:
-        _close_all(ledger, setting)
+        close_all(ledger, setting)
 
 
 def _max_epochs(config: TuneConfig, values: Mapping[str, Any]) -> int:
@@ -284,77 +207,6 @@ def _tpe(ledger: Ledger, setting: Setting) -> OptunaSearch:
         if trial.ended and math.isfinite(trial.best_usdr):
             search.add_evaluated_point(drawn[trial.name], trial.best_usdr)
     return search
-
-
-def _run_trial(drawn: dict[str, Any], *, setting: Setting) -> dict[str, float]:
-    """One trial, in a process of its own: a training like any other."""
-    name = tune.get_context().get_trial_name()
-    values = setting.space.values(drawn)
-    os.environ["MLFLOW_TRACKING_URI"] = setting.tracking_uri
-
-    def launch_with(launch: Launch) -> None:
-        run_trainer(build_trainer(launch, setting.board, [TuneReportCallback()]))
-
-    launch = base.train(_options(name, values, setting), launch_with, parent_run_id=setting.run_id)
-    # Its last report may still be on its way when the training has returned.
-    last = read_metadata(launch.job.folder / "last")
-    usdr = last[VALID_MEAN]
-    return {FINISHED: 1.0, EPOCH: last[EPOCH], VALID_MEAN: math.nan if usdr is None else usdr}
-
-
-def _options(name: str, values: Mapping[str, Any], setting: Setting) -> TrainConfig:
-    """A trial's options with what only the running sweep knows."""
-    shared: dict[str, Any] = {
-        "name": name,
-        "out": str(setting.folder),
-        "shards": setting.shards[setting.space.dataset(values)],
-        "resume": base.recorded_run(setting.folder / name) is not None,
-        "threads_per_worker": setting.threads,
-    }
-    return with_values(trial_config(setting.config, values), shared)
-
-
-def _end(trial: Trial, setting: Setting) -> None:
-    usdr = f", {trial.best_usdr:.2f} dB" if math.isfinite(trial.best_usdr) else ""
-    error = f": {trial.error}" if trial.error else ""
-    logger.info("%s (%s) %s%s%s", trial.name, as_words(trial.values), trial.state, usdr, error)
-    _close(trial, setting)
-
-
-def _close(trial: Trial, setting: Setting) -> None:
-    """Bring a trial's MLflow run to where the trial stands; one that failed before it had any gets
-    it."""
-    folder = setting.folder / trial.name
-    tags = {"outcome": trial.state if trial.ended else "unfinished"}
-    if trial.error:
-        tags["error"] = trial.error
-    record = base.recorded_run(folder)
-    if record is None and trial.state == "failed":
-        train, uri = setting.config.train, setting.tracking_uri
-        tags |= {"stage": train.stage, "stems": ",".join(train.part)}
-        run_id = tracking.create_run(
-            uri, train.experiment, trial.name, trial.values, tags, setting.run_id
-        )
-        base.record_run(folder, run_id, uri)
-        record = base.recorded_run(folder)
-    if record is not None:
-        status = STATUSES.get(trial.state, "KILLED")
-        tracking.finish_run(record["run_id"], record["tracking_uri"], status, tags)
-
-
-def _close_all(ledger: Ledger, setting: Setting) -> None:
-    """Close what this and earlier invocations left open, or a dying process has closed wrongly."""
-    children = f"tags.`mlflow.parentRunId` = '{setting.run_id}'"
-    try:
-        runs = tracking.find_runs(setting.tracking_uri, setting.config.train.experiment, children)
-    except BadInput as error:
-        logger.warning("the states of the trials are not checked: %s", error)
-        return
-    recorded = {run.name: run.status for run in runs}
-    for trial in ledger.trials:
-        wanted = STATUSES.get(trial.state, "KILLED")
-        if recorded.get(trial.name, wanted) != wanted:
-            _close(trial, setting)
 
 
 if __name__ == "__main__":

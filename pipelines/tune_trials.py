@@ -124,6 +124,7 @@ class Asha(ASHAScheduler):
         self.knows_earlier_trials = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Take a trial in, with what earlier invocations know of it and of others."""
         if not self.knows_earlier_trials:
             self.knows_earlier_trials = True
             for earlier in self.ledger.trials:
@@ -137,6 +138,7 @@ class Asha(ASHAScheduler):
             super().on_trial_result(tune_controller, trial, {EPOCH: epoch, VALID_MEAN: usdr})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP for a trial that lags behind, CONTINUE for others."""
         decision = super().on_trial_result(tune_controller, trial, result)
         known = self.ledger[str(trial)]
         if decision != TrialScheduler.STOP:
@@ -160,11 +162,13 @@ class LedgerKeeper(tune.Callback):
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """It runs."""
         self._change(trial, "running")
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """An epoch was validated, or the training is over."""
         known = self.ledger[str(trial)]
         # A worker that was restarted tells an epoch again.
         if result[EPOCH] > known.epoch:
@@ -172,12 +176,14 @@ class LedgerKeeper(tune.Callback):
         self._change(trial, "finished" if result.get(FINISHED) else known.state)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """It is over, was stopped, or the whole sweep is halted."""
         known = self.ledger[str(trial)]
         self.ledger.save()
         if known.ended:
             self.on_end(known)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """It failed, for a reason that its process has left or for none that is known."""
         known = self.ledger[str(trial)]
         file = trial.pickled_error_file
         known.error = "it died without a word"

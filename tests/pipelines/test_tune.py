@@ -17,8 +17,9 @@ from data_prep.config import SourceConfig
 from pipelines import base, launch, tracking, tune
 from pipelines.config import TrainConfig, tiny
 from pipelines.parent_run import parent_run
-from pipelines.tune import DRIVER_CPUS, Setting, trials_that_fit
 from pipelines.tune_plan import TuneConfig, plan
+from pipelines.tune_room import DRIVER_CPUS, fitted_room, trials_that_fit
+from pipelines.tune_runs import Setting, close_all, report_end, trial_options
 from pipelines.tune_trials import LEDGER_FILE, Ledger
 
 
@@ -86,20 +87,20 @@ def test_trials_that_fit_find_room_wherever_their_leaders_are(nodes: list[int], 
 def test_a_sweep_that_does_not_fit_is_refused_with_what_would():
     # The tests' Ray has four logical CPUs.
     with pytest.raises(BadInput) as refused:
-        tune._room(config(workers_per_trial=4))
+        fitted_room(config(workers_per_trial=4))
     assert str(refused.value) == (
         "a trial of 4 workers needs 4.01 CPUs, but the cluster has 4: --workers_per_trial 3 would "
         "fit"
     )
     with pytest.raises(BadInput) as refused:
-        tune._room(config(max_concurrent=4))
+        fitted_room(config(max_concurrent=4))
     assert str(refused.value) == (
         "4 trials of 1 worker(s) at once need 4.04 CPUs, but the cluster has 4: "
         "--max_concurrent 3 would fit"
     )
     with pytest.raises(BadInput, match="device cuda was asked for"):
         cluster = dataclasses.replace(TrainConfig().cluster, device="cuda")
-        tune._room(config(train={"cluster": cluster}))
+        fitted_room(config(train={"cluster": cluster}))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -122,7 +123,7 @@ def test_a_sweep_takes_the_room_that_there_is(
 ):
     monkeypatch.setattr(launch, "cores", lambda: num_cores)
     asked = config(workers_per_trial=workers, max_concurrent=max_concurrent)
-    assert tune._room(asked) == expected
+    assert fitted_room(asked) == expected
 
 
 def test_a_list_of_trials_is_in_the_ledger_from_the_start(tmp_path: Path):
@@ -150,7 +151,7 @@ def test_more_random_trials_may_be_asked_for(tmp_path: Path):
 
 def test_a_trial_gets_what_only_the_sweep_knows(tmp_path: Path):
     here = setting(config("lr=[1e-3,2e-3]"), tmp_path, "")
-    options = tune._options("trial-002", {"lr": 2e-3}, here)
+    options = trial_options("trial-002", {"lr": 2e-3}, here)
     assert (options.name, options.out, options.shards) == (
         "trial-002",
         str(tmp_path),
@@ -162,7 +163,7 @@ def test_a_trial_gets_what_only_the_sweep_knows(tmp_path: Path):
         False,
     )
     base.record_run(tmp_path / "trial-002", "run", "store")
-    assert tune._options("trial-002", {"lr": 2e-3}, here).resume
+    assert trial_options("trial-002", {"lr": 2e-3}, here).resume
 
 
 def test_tpe_begins_with_what_was_interrupted_and_knows_what_has_ended(tmp_path: Path):
@@ -212,8 +213,8 @@ def test_mlflow_ends_up_with_what_became_of_the_trials(recorded: Setting):
             tracking.finish_run(run_id, uri, "FINISHED")
     # One failed before it had a run, and its error is longer than MLflow takes.
     ledger.trials[2].error = "FloatingPointError: " + "no" * 5000
-    tune._end(ledger.trials[2], recorded)
-    tune._close_all(ledger, recorded)
+    report_end(ledger.trials[2], recorded)
+    close_all(ledger, recorded)
     runs = {run.name: run for run in tracking.find_runs(uri, "sweeps", "tags.outcome != ''")}
     assert {name: (run.status, run.tags["outcome"]) for name, run in runs.items()} == {
         "trial-002": ("KILLED", "stopped early"),
@@ -227,7 +228,7 @@ def test_mlflow_ends_up_with_what_became_of_the_trials(recorded: Setting):
     assert (failed.tags["stems"], failed.tags["stage"]) == ("drums", "base")
     everyone = tracking.find_runs(uri, "sweeps")
     assert len(everyone) == 5
-    tune._close_all(ledger, recorded)
+    close_all(ledger, recorded)
     assert tracking.find_runs(uri, "sweeps") == everyone
 
 
@@ -235,8 +236,12 @@ def test_a_store_that_is_away_at_the_end_is_no_failure(
     recorded: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     away = dataclasses.replace(recorded, tracking_uri=f"sqlite:///{tmp_path / 'gone' / 'm.db'}")
-    tune._close_all(tune._ledger(recorded), away)
+    ledger = tune._ledger(recorded)
+    close_all(ledger, away)
     assert "the states of the trials are not checked" in caplog.text
+    ledger.trials[0].state = "failed"
+    report_end(ledger.trials[0], away)
+    assert "trial-001 has no MLflow run" in caplog.text
 
 
 @pytest.mark.parametrize(
