@@ -4,7 +4,8 @@
     ray job submit -- python pipelines/base.py --part drums --shards /data/shards --name drums
 
 The results go to OUT/NAME: `best` and `last` (checkpoint folders), `config.yaml` (every option, as
-`--config` takes it), `run.json` (the MLflow run) and `samples/` (a validation song, separated).
+`--config` takes it), `run.json` (the MLflow run), `costs.json` and `samples/` (a validation song,
+separated).
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ what happens. launch.py runs it in Ray Train's workers; a test or a benchmark ma
 
 import contextlib
 import gc
+import json
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from bsrnn_core import BSRNN, checkpoint
 from bsrnn_core.losses import separation_loss
 from bsrnn_core.metrics import Aggregate, aggregate, track_usdr
 from bsrnn_core.separation import separate
+from data_prep.atomic import AtomicPath
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
 from pipelines.config import VALID_MEAN, TrainConfig
@@ -29,6 +31,9 @@ from pipelines.training_state import TrainingState, initial_model
 
 VALIDATION_OVERLAP = 0.25
 """Validation is there to compare epochs, so it overlaps its windows less than evaluation does."""
+COSTS_FILE = "costs.json"
+"""In a run's folder: the metrics ``system/...`` as of its last checkpoint, which they are no part
+of, so that two like trainings have like checkpoints."""
 STOP_CHECK_STEPS_ON_GPU = 10
 """Steps between two looks at the time budget on a GPU, where each makes the CPU wait."""
 
@@ -235,7 +240,7 @@ class Training:
     def save(self, metrics: dict[str, float]) -> None:
         """Write the checkpoint to resume from (rank 0, with the RNG states of all).
 
-        ``metrics`` of the epoch are noted in it, and what the training has cost.
+        ``metrics`` of the epoch are noted in it; beside it, what the training has cost so far.
         """
         self.state.progress.elapsed_seconds = time.monotonic() - self.started
         states = [torch.get_rng_state()]
@@ -244,7 +249,9 @@ class Training:
             dist.all_gather_object(gathered, states[0])
             states = gathered
         if self.rank == 0:
-            self.state.save(self.last_folder, self._metadata(metrics | self._costs()), states)
+            self.state.save(self.last_folder, self._metadata(metrics), states)
+            with AtomicPath(self.job.folder / COSTS_FILE) as unfinished:
+                unfinished.write_text(json.dumps(self._costs(), indent=2) + "\n")
 
     def _trunk_is_due(self) -> bool:
         """Whether a transfer has come to where its trunk is trained too."""

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from bsrnn_core.checkpoint import existing_folder, read_metadata
 from pipelines import report, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG, save_yaml
+from pipelines.training import COSTS_FILE
 from pipelines.tune_plan import Plan, TuneConfig, trial_config
 from pipelines.tune_plots import Point, plot_parallel, plot_tradeoffs
 from pipelines.tune_space import as_word, as_words
@@ -45,25 +47,21 @@ class Row:
 
 
 def rows(ledger: Ledger, folder: Path) -> list[Row]:
-    """The trials with the numbers of their last checkpoints, best first."""
-    found = [_row(trial, folder / trial.name / "last") for trial in ledger.trials]
+    """The trials with what they cost as of their last checkpoints, best first."""
+    found = [_row(trial, folder / trial.name) for trial in ledger.trials]
     return sorted(found, key=lambda row: -row.usdr if math.isfinite(row.usdr) else math.inf)
 
 
-def _row(trial: Trial, last: Path) -> Row:
-    saved = read_metadata(last) if existing_folder(last) else {}
-
-    def number(name: str) -> float:
-        value = saved.get(name)
-        return math.nan if value is None else float(value)
-
+def _row(trial: Trial, folder: Path) -> Row:
+    last, costs = existing_folder(folder / "last"), folder / COSTS_FILE
+    spent = json.loads(costs.read_text()) if costs.exists() else {}
     return Row(
         trial=trial,
-        epochs=number("epoch"),
+        epochs=float(read_metadata(last)["epoch"]) if last else math.nan,
         usdr=trial.best_usdr,
-        parameters=number("system/parameters_trained"),
-        seconds_per_step=number("system/seconds_per_step"),
-        minutes=number("system/minutes"),
+        parameters=spent.get("system/parameters_trained", math.nan),
+        seconds_per_step=spent.get("system/seconds_per_step", math.nan),
+        minutes=spent.get("system/minutes", math.nan),
     )
 
 

@@ -1,5 +1,6 @@
 """The loop of one worker: resumed bit for bit, stopped on time, the best kept."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,7 @@ def run(job: TrainingJob, log: Log | None = None, **optim: Any) -> Training:
 def parts(state: Any) -> list[Any]:
     """The tensors and numbers of nested dicts and lists, clocks left out."""
     if isinstance(state, dict):
-        return [x for key in state if key != "elapsed_seconds" for x in parts(state[key])]
+        return [x for key in state if not key.endswith("_seconds") for x in parts(state[key])]
     return [x for value in state for x in parts(value)] if isinstance(state, list) else [state]
 
 
@@ -178,6 +179,11 @@ def test_logged_metrics(tiny_job, whole):
     assert log.steps == [1, 2, 3, 4]
     assert [metrics["epoch"] for metrics in log.epochs] == [0, 1]
     assert all({"step", "valid/usdr_mean"} <= metrics.keys() for metrics in log.epochs)
+    last = checkpoint.read_metadata(whole[0].folder / "last")
+    assert last["valid/usdr_mean"] == log.values("valid/usdr_mean")[4]
+    costs = json.loads((whole[0].folder / "costs.json").read_text())
+    assert 0 < costs["system/seconds_per_step"] * 4 < 60 * costs["system/minutes"]
+    assert costs["system/parameters_trained"] == log.values("system/parameters_trained")[4]
     losses = log.values("train/loss")
     assert list(losses) == [1, 2, 3, 4]
     by_stem = zip(*(log.values(f"train/loss_{stem}").values() for stem in STEMS), strict=True)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipelines.config import PRESETS, TrainConfig, tiny
 from pipelines.config_files import RUN_CONFIG, save_yaml
 from pipelines.flags import parse
 from pipelines.parent_run import parent_run
+from pipelines.training import COSTS_FILE
 from pipelines.tune_plan import Plan, TuneConfig, plan
 from pipelines.tune_results import best, best_config, colour_by, csv_text, rows, table, write
 from pipelines.tune_trials import Ledger
@@ -63,8 +65,8 @@ def ledger(tmp_path: Path, space: Plan) -> Ledger:
     }
     model = BSRNN(ASKED.train.bsrnn)
     for trial in (first, stopped, finished):
-        folder = tmp_path / trial.name / "last"
-        checkpoint.save(folder, model, {"epoch": trial.epoch, **costs})
+        checkpoint.save(tmp_path / trial.name / "last", model, {"epoch": trial.epoch})
+        (tmp_path / trial.name / COSTS_FILE).write_text(json.dumps(costs))
     return ledger
 
 
