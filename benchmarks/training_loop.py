@@ -25,7 +25,6 @@ from typing import Any
 
 import ray
 import torch
-from torch import nn
 
 from bsrnn_core.losses import separation_loss
 from data_prep.config import SourceConfig
@@ -92,9 +91,7 @@ def bare_step_seconds(job: TrainingJob) -> list[float]:
         loss = separation_loss(mixture, references, estimates, stft).sum()
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or math.inf)
-        state.optimizer.step()
-        state.after_step()
+        state.step(optim.clip_grad_norm or math.inf)
         ends.append(time.perf_counter())
     return _differences(ends)
 

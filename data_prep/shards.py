@@ -151,7 +151,12 @@ def write_shard(path: Path, header: ShardHeader, chunks: Iterable[Chunk]) -> Non
     with (
         AtomicPath(path) as temporary,
         pq.ParquetWriter(
-            temporary, schema, compression="none", use_dictionary=False, write_statistics=False
+            temporary,
+            schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
         ) as writer,
     ):
         for chunk in chunks:
@@ -309,7 +314,10 @@ class ShardDataset:
             if len(handles) >= OPEN_SHARDS:
                 handles.popitem(last=False)[1].close()
             handles[shard] = pq.ParquetFile(
-                self.folder / shard, metadata=self._footers[shard][0], memory_map=True
+                self.folder / shard,
+                metadata=self._footers[shard][0],
+                memory_map=True,
+                page_checksum_verification=True,
             )
         handles.move_to_end(shard)
         return handles[shard]

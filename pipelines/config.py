@@ -57,19 +57,23 @@ class OptimConfig:
     """Epochs between two validations on whole songs."""
     log_every_steps: int = 50
     """Steps that a logged loss is the mean of."""
+    checkpoint_every_steps: int | None = None
+    """Steps between two checkpoints to resume from (the end of each epoch only when not given)."""
+    max_skipped_steps: int = 10
+    """Steps in a row whose loss or gradient is not finite, each left out, that end the training."""
     precision: Literal["float32", "bf16", "auto"] = "float32"
     """Number format of the network's arithmetic (bf16: autocast; auto: where it is native)."""
     compile: bool = False
     """Compile the model with torch.compile."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "lr", "max_epochs", "valid_every_epochs", "log_every_steps"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"{name} must be positive, not {getattr(self, name)}")
-        if self.steps_per_epoch is not None and self.steps_per_epoch <= 0:
-            raise BadInput(f"steps_per_epoch must be positive, not {self.steps_per_epoch}")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise BadInput(f"max_minutes must be positive, not {self.max_minutes}")
+        for name in (
+            *("batch_size", "lr", "max_epochs", "valid_every_epochs", "log_every_steps"),
+            *("steps_per_epoch", "max_minutes", "checkpoint_every_steps", "max_skipped_steps"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise BadInput(f"{name} must be positive, not {value}")
         if not 0 <= self.ema_decay < 1:
             raise BadInput(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
 

@@ -148,6 +148,9 @@ def _plain(value: Any) -> Any:
 def read_yaml(path: str | os.PathLike[str], config_class: type) -> dict[str, Any]:
     """The values by leaf name in a YAML file, whose mapping may be flat, nested, or both.
 
+    A section may stand above its place, so that the options of a training are also those of what
+    holds a training.
+
     Raises BadInput when the file cannot be read, is no mapping, or holds a name that
     ``config_class`` does not have in that place, or has one twice.
     """
@@ -179,10 +182,15 @@ def _collect(
     """Add the leaves of ``mapping``, which stands at ``section``, to ``values``."""
     depth = len(section)
     below = {name: leaf for name, leaf in known.items() if leaf.path[:depth] == section}
-    sections = {leaf.path[depth] for leaf in below.values() if len(leaf.path) > depth + 1}
+    sections = {
+        step: leaf.path[: place + 1]
+        for leaf in below.values()
+        for place, step in enumerate(leaf.path[:-1])
+        if place >= depth
+    }
     for key, value in mapping.items():
         if key in sections and isinstance(value, dict):
-            _collect(value, (*section, key), known, values, file)
+            _collect(value, sections[key], known, values, file)
         elif key in sections and key not in below:
             raise BadInput(f"{file}: {key} must be a mapping of option names to values")
         elif key not in below:

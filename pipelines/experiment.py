@@ -71,7 +71,7 @@ def run(config: ExperimentConfig) -> Path:
     run_id, uri = parent_run(config, config.train, folder, "experiment")
     status: tracking.RunStatus = "FAILED"
     try:
-        with report.progress(counted=True) as bars:
+        with report.progress(counted=True) as bars, report.log_above():
             setting = Setting(
                 folder=folder,
                 shards=shards,

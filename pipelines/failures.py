@@ -34,9 +34,11 @@ def reason(error: BaseException) -> str:
     links = list(_links(error))
     own = [link for link in links if not _is_rays(link)]
     innermost = (own or links)[-1]
-    lines = str(innermost).strip().splitlines()
-    # Ray's exceptions end with what they wrap; others begin with what they say.
-    line = (lines[0] if own else lines[-1]).strip() if lines else ""
+    lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]
+    # A wrapper's traceback ends with what it wraps; all others begin with what they say.
+    if any(line.startswith("Traceback") for line in lines):
+        lines.reverse()
+    line = next((line for line in lines if not line.endswith(":")), "")
     kind = type(innermost).__name__
     return f"{kind}: {line}" if line else kind
 
@@ -59,5 +61,6 @@ def _links(error: BaseException) -> Iterator[BaseException]:
         yield link
         waiting += [link.__cause__, getattr(link, "cause", None)]
         waiting.append(getattr(link, "controller_failure", None))
+        waiting.append(getattr(link, "health_check_failure", None))
         failures = getattr(link, "worker_failures", None)
         waiting += list(failures.values()) if isinstance(failures, dict) else []

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,16 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from bsrnn_core.errors import BadInput
-from pipelines.config import VALID_MEAN, ClusterConfig
+from pipelines.config import ClusterConfig
 from pipelines.status_board import StatusBoard
 from pipelines.tracking import Tracker
 from pipelines.training import Events, Training, TrainingJob
 
+JOURNAL_FILE = "metrics.jsonl"
+"""In a run's folder: every point of its curves."""
 SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
 PROCESSES_AT_ONCE = 8
@@ -50,7 +52,7 @@ def start_ray(num_workers: int = 0, *, dashboard: bool = False) -> None:
     # glibc gives every thread a heap of its own, which large tensors soon fragment: a training of
     # the tiny preset held twice the memory (docs/results.md).
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-    # It takes more processes than this for a fault, but every training has some that only wait.
+    # Ray warns of three times as many processes, but every training has some that only wait.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(PROCESSES_AT_ONCE))
     # It warns that its token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -181,10 +183,7 @@ def _train(settings: dict[str, Any]) -> None:
         config.cluster.threads_per_worker or max(1, cores() // context.get_local_world_size())
     )
     device = ray.train.torch.get_device()
-    # Who follows a training from outside looks at its validations.
-    events = Events(
-        on_epoch=lambda metrics: ray.train.report(metrics) if VALID_MEAN in metrics else None
-    )
+    events = Events(on_epoch=ray.train.report)
     board = settings["board"]
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -199,19 +198,26 @@ def _train(settings: dict[str, Any]) -> None:
     if context.get_world_rank() > 0:
         Training(launch.job, device=device, wrap=wrap, events=events).run()
         return
-    with Tracker(launch.run_id, launch.tracking_uri) as tracker:
+    journal = launch.job.folder / JOURNAL_FILE
+    with Tracker(launch.run_id, launch.tracking_uri, journal=journal) as tracker:
         events.on_metrics = tracker.log
         if board is not None:
             events.on_step = lambda status: board.post.remote(config.name, status)
+            events.on_epoch = lambda metrics: _report(board, config.name, metrics)
         Training(launch.job, device=device, wrap=wrap, events=events).run()
 
 
-def build_trainer(launch: Launch, board: Any = None, callbacks: Sequence[UserCallback] = ()) -> Any:
+def _report(board: Any, name: str, metrics: dict[str, float]) -> None:
+    # On the board before the training can go on or end.
+    ray.get(board.post_epoch.remote(name, metrics))
+    ray.train.report(metrics)
+
+
+def build_trainer(launch: Launch, board: Any = None) -> Any:
     """A TorchTrainer for a training; gloo on CPUs and nccl on GPUs, chosen by Ray.
 
-    ``board`` is a StatusBoard to post to; ``callbacks`` hear of validations. Ray's own files go to
-    `ray/` in the run's folder; checkpoints are the training's own (training_state.py), so Ray keeps
-    none.
+    ``board`` is a StatusBoard to post to. Ray's own files go to `ray/` in the run's folder;
+    checkpoints are the training's own (training_state.py), so Ray keeps none.
     """
     config = launch.job.config
     gpu = use_gpu(config.cluster.device)
@@ -227,7 +233,6 @@ def build_trainer(launch: Launch, board: Any = None, callbacks: Sequence[UserCal
             name="ray",
             storage_path=str(launch.job.folder),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=list(callbacks),
         ),
     )
 

@@ -6,7 +6,14 @@ from pathlib import Path
 from bsrnn_core.errors import BadInput
 from pipelines import base, tracking
 from pipelines.config import PARENT_STAGES, TrainConfig
-from pipelines.config_files import RUN_CONFIG, changes, read_yaml, save_yaml, yaml_values
+from pipelines.config_files import (
+    RUN_CONFIG,
+    changes,
+    read_yaml,
+    save_yaml,
+    with_values,
+    yaml_values,
+)
 
 CHANGEABLE = (
     *("resume", "max_concurrent", "device", "num_workers", "threads_per_worker"),
@@ -41,15 +48,16 @@ def parent_run(config: object, train: TrainConfig, folder: Path, stage: str) -> 
     Raises BadInput when the store cannot be used.
     """
     assert stage in PARENT_STAGES
+    folder.mkdir(parents=True, exist_ok=True)
     before = base.recorded_run(folder)
+    # Those of the last invocation count for the next.
+    save_yaml(with_values(config, {"resume": False}), folder / RUN_CONFIG)
     if before:
         tracking.reopen_run(before["run_id"], before["tracking_uri"])
         return before["run_id"], before["tracking_uri"]
-    folder.mkdir(parents=True, exist_ok=True)
     uri = tracking.tracking_uri()
     tags = {"stage": stage, "git_commit": base.git_commit()}
     params = tracking.flatten(config)
     run_id = tracking.create_run(uri, train.experiment, train.name, params, tags)
-    save_yaml(config, folder / RUN_CONFIG)
     base.record_run(folder, run_id, uri)
     return run_id, uri

@@ -3,9 +3,11 @@
     bsrnn prep --musdbhq_location musdb18hq --out shards
     ray job submit -- python pipelines/prep.py --musdbhq_location /data/music --out /data/shards
 
-Run again, it prepares only what is missing or has changed.
+Run again, it prepares only what is missing or has changed. ``--verify`` compares every shard with
+its checksum, ``--repair`` also writes anew what is broken.
 """
 
+import dataclasses
 import logging
 import sys
 import time
@@ -13,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bsrnn_core.config import StftConfig
+from bsrnn_core.errors import BadInput
 from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
 from data_prep.manifest import Manifest
 from data_prep.prepare import Plan, PrepProgress, carry_out, plan_dataset
 from data_prep.tracks import SPLITS
+from data_prep.verify import broken_shards, remove_broken
 from pipelines import report
 from pipelines.launch import parallel_tasks, start_ray
 
@@ -29,15 +33,51 @@ class PrepCommandConfig:
 
     out: str = "shards"
     """Folder for the shards."""
+    verify: bool = False
+    """Only see whether all shards are still as they were prepared."""
+    repair: bool = False
+    """The same, and write those anew that are not."""
     source: SourceConfig = field(default_factory=SourceConfig)
     stft: StftConfig = field(default_factory=StftConfig)
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
 
 
 def run(config: PrepCommandConfig) -> None:
-    """Prepare the dataset that ``config`` describes. Raises BadInput when that cannot be done."""
+    """Prepare, or only look at, the dataset that ``config`` describes.
+
+    Raises BadInput when that cannot be done, and when ``verify`` finds a shard broken.
+    """
+    if config.verify or config.repair:
+        _verify(config)
+        return
     prep = PrepConfig(source=config.source, stft=config.stft, chunk=config.chunk)
     prepare_shards(prep, config.out)
+
+
+def _verify(config: PrepCommandConfig) -> None:
+    folder = Path(config.out).expanduser().absolute()
+    manifest = Manifest.read(folder)
+    size = sum(track.bytes for track in manifest.tracks)
+    with report.progress(counted=False) as bar:
+        task = bar.add_task("verifying", total=size, rate="")
+        broken = broken_shards(folder, lambda done: bar.advance(task, done))
+    for shard in broken:
+        logger.warning("%s: %s", shard.path, shard.why)
+    if not broken:
+        logger.info("all %d shards in %s are as prepared", len(manifest.tracks), folder)
+        return
+    if not config.repair:
+        raise BadInput(
+            f"{len(broken)} of {len(manifest.tracks)} shards in {folder} are broken, such as "
+            f"{broken[0].path} ({broken[0].why}): --repair writes them anew"
+        )
+    prep = manifest.prep_config
+    location = config.source.musdbhq_location or prep.source.musdbhq_location
+    source = dataclasses.replace(prep.source, musdbhq_location=location)
+    # The songs must be there before anything is removed.
+    plan_dataset(dataclasses.replace(prep, source=source), folder)
+    remove_broken(broken)
+    prepare_shards(dataclasses.replace(prep, source=source), folder)
 
 
 def prepare_shards(config: PrepConfig, out: str | Path) -> Manifest:

@@ -1,5 +1,6 @@
 """Tables and progress for people: in the terminal (rich) and as Markdown."""
 
+import logging
 import math
 import os
 import sys
@@ -107,6 +108,23 @@ def progress(counted: bool) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+@contextmanager
+def log_above() -> Iterator[None]:
+    """Let lines of the log appear above what rich shows live, which redirects ``sys.stderr``."""
+    handlers = [
+        (handler, handler.stream)
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.__stderr__
+    ]
+    for handler, _ in handlers:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler, stream in handlers:
+            handler.setStream(stream)
 
 
 @contextmanager

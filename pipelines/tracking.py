@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bsrnn_core.errors import BadInput
+from pipelines.tracking_journal import Journal, Point
 from pipelines.tracking_params import as_text, flatten, mlflow_key, recordable
-from pipelines.tracking_queue import POINTS_PER_BATCH, BackgroundLog, Point, Refused, first_line
+from pipelines.tracking_queue import POINTS_PER_BATCH, BackgroundLog, Refused, first_line
 from pipelines.tracking_runs import RecordedRun, read_curves, search_runs
 from pipelines.tracking_store import (
     artifact_location,
@@ -262,13 +263,25 @@ class Tracker(BackgroundLog):
 
     Open for as long as the training; it makes a store that is away a warning, nothing more.
     Points are sent every ``every_s`` seconds, and a step that was recorded before is left out.
+    ``journal`` is a file that keeps them all, for a process that is killed before they are sent.
     """
 
     def __init__(
-        self, run_id: str, uri: str, *, every_s: float = 2.0, max_points: int = 100_000
+        self,
+        run_id: str,
+        uri: str,
+        *,
+        journal: Path | None = None,
+        every_s: float = 2.0,
+        max_points: int = 100_000,
     ) -> None:
-        title = f"MLflow run {run_id} at {shown(uri)}"
-        super().__init__(_Run(run_id, uri), title, every_s=every_s, max_points=max_points)
+        super().__init__(
+            _Run(run_id, uri),
+            f"MLflow run {run_id} at {shown(uri)}",
+            journal=Journal(journal) if journal else None,
+            every_s=every_s,
+            max_points=max_points,
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record one value per metric at a step of the training. Returns at once."""

@@ -9,7 +9,9 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
+
+from pipelines.tracking_journal import Journal, Point
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +21,6 @@ LONGEST_PAUSE_S = 30.0
 URGENT_PAUSE_S = 1.0
 """The same while somebody waits in `flush` or `close`."""
 ARTIFACT_ATTEMPTS = 3
-
-
-class Point(NamedTuple):
-    """One value of one metric. Sent twice with the same time stamp it is recorded once."""
-
-    key: str
-    value: float
-    timestamp_ms: int
-    step: int
 
 
 class Refused(Exception):
@@ -58,18 +51,26 @@ class BackgroundLog:
     """Takes points and files without waiting, and sends them when the store is there.
 
     A metric's steps only ever rise: a step at or below the highest one recorded is left out, so
-    that a resumed run repeats nothing. While the store is away the newest ``max_points`` points
+    that a resumed run repeats nothing. A ``journal`` keeps all points on disk, of which a resumed
+    run sends first what the store lacks. While the store is away the newest ``max_points`` points
     are kept. Use it as a context manager, or call `close`.
     """
 
     def __init__(
-        self, store: Store, title: str, *, every_s: float = 2.0, max_points: int = 100_000
+        self,
+        store: Store,
+        title: str,
+        *,
+        journal: Journal | None = None,
+        every_s: float = 2.0,
+        max_points: int = 100_000,
     ) -> None:
         self._store = store
+        self._journal = journal
         self._title = title
         self._every_s = every_s
         self._changed = threading.Condition()
-        self._points: deque[Point] = deque(maxlen=max_points)
+        self._points = deque(journal.read() if journal else (), maxlen=max_points)
         self._files: dict[tuple[Path, str], int] = {}  # in order -> failed attempts
         self._batch: list[Point] = []
         self._uploading: tuple[Path, str] | None = None
@@ -86,6 +87,8 @@ class BackgroundLog:
         """Record one value per metric. Returns at once."""
         now_ms = int(time.time() * 1000)
         points = [Point(key, float(value), now_ms, step) for key, value in metrics.items()]
+        if self._journal:
+            self._journal.write(points)
         with self._changed:
             assert self._points.maxlen is not None
             self._lost_points += max(0, len(self._points) + len(points) - self._points.maxlen)
@@ -120,6 +123,8 @@ class BackgroundLog:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
+        if self._journal:
+            self._journal.close()
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()

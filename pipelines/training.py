@@ -131,44 +131,52 @@ class Training:
         progress = self.state.progress
         while progress.epoch < self.config.optim.max_epochs and not progress.stopped_early:
             finished = self.train_epoch()
-            metrics = {"epoch": float(progress.epoch), "step": float(progress.step)}
             if finished:
                 progress.epoch += 1
-            if not finished or self._validation_is_due():
-                metrics |= self.validate()
-            self.save(metrics)
+            scores = self.validate() if not finished or self._validation_is_due() else {}
+            self.save(scores)
             if self.rank == 0:
                 self.events.on_metrics(progress.step, self._costs())
-            self.events.on_epoch(metrics)
+            self.events.on_epoch({"epoch": progress.epoch, "step": progress.step, **scores})
             if not finished:
                 return
 
     def train_epoch(self) -> bool:
         """The (remaining) steps of an epoch; False when the time budget ended before it."""
-        epoch, step = self.state.progress.epoch, self.state.progress.step
-        first_step = step - epoch * self.batches.steps_per_epoch
+        progress, optim = self.state.progress, self.config.optim
+        epoch = progress.epoch
+        first_step = progress.step - epoch * self.batches.steps_per_epoch
         if self.state.model.trunk_is_frozen and self._trunk_is_due():
             self._unfreeze()
         self.network.train()
         meter = LossMeter(self.config.part, self.config.loss_weights, self.device)
-        began = time.monotonic() - self.state.progress.step_seconds
+        began = time.monotonic() - progress.step_seconds
         threads = self.config.cluster.data_loader_workers
         for batch in self.batches.epoch(epoch, first_step, threads):
             if self._out_of_time():
                 self._log_training(meter)
                 return False
-            meter.add(*self.train_step(batch.to(self.device)))
-            self.state.progress.step_seconds = time.monotonic() - began
+            losses, norm = self.train_step(batch.to(self.device))
+            if progress.skipped_in_row:
+                self._give_up_if_hopeless()
+            else:
+                meter.add(losses, norm)
+            progress.step_seconds = time.monotonic() - began
             if self.rank == 0:
                 self.events.on_step(self._status(meter))
-            if self.state.progress.step % self.config.optim.log_every_steps == 0:
+            checkpoint_is_due = self._checkpoint_is_due()
+            # A curve's points must not depend on whether this checkpoint is gone on from.
+            if checkpoint_is_due or progress.step % optim.log_every_steps == 0:
                 self._log_training(meter)
+            if checkpoint_is_due:
+                self.save({})
         self._log_training(meter)
         return True
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One step of the optimiser; returns the stems' losses [S] and the gradient's norm.
 
+        It changes nothing where the loss of any worker, or the gradient, is not finite.
         Workers may have unlike shares of the batch: the losses are weighted so that their mean
         over workers, which DDP takes of the gradients, is that over the global batch.
         """
@@ -179,13 +187,11 @@ class Training:
             batch.mixture, batch.references, estimates, self.config.bsrnn.stft
         )
         self.state.optimizer.zero_grad(set_to_none=True)
-        (self.loss_weights * losses).sum().backward()
-        norm = nn.utils.clip_grad_norm_(
-            self.state.model.parameters(), self.config.optim.clip_grad_norm or math.inf
-        )
-        self.state.optimizer.step()
-        self.state.after_step()
-        return losses.detach(), norm.detach()
+        loss = (self.loss_weights * losses).sum()
+        # A loss that is not finite makes every gradient nan, and so all workers see it.
+        (loss * (1 + 0 * loss.detach())).backward()
+        norm = self.state.step(self.config.optim.clip_grad_norm or math.inf)
+        return losses.detach(), norm
 
     def validate(self) -> dict[str, float]:
         """uSDR of every stem on the whole validation songs, shared out among the workers.
@@ -237,10 +243,10 @@ class Training:
             self.events.on_metrics(progress.step, {**metrics, "valid/epoch": float(progress.epoch)})
         return metrics
 
-    def save(self, metrics: dict[str, float]) -> None:
+    def save(self, scores: dict[str, float]) -> None:
         """Write the checkpoint to resume from (rank 0, with the RNG states of all).
 
-        ``metrics`` of the epoch are noted in it; beside it, what the training has cost so far.
+        ``scores`` of the epoch are noted in it; beside it, what the training has cost so far.
         """
         self.state.progress.elapsed_seconds = time.monotonic() - self.started
         states = [torch.get_rng_state()]
@@ -249,7 +255,7 @@ class Training:
             dist.all_gather_object(gathered, states[0])
             states = gathered
         if self.rank == 0:
-            self.state.save(self.last_folder, self._metadata(metrics), states)
+            self.state.save(self.last_folder, self._metadata(scores), states)
             with AtomicPath(self.job.folder / COSTS_FILE) as unfinished:
                 unfinished.write_text(json.dumps(self._costs(), indent=2) + "\n")
 
@@ -291,6 +297,11 @@ class Training:
         epoch, optim = self.state.progress.epoch, self.config.optim
         return epoch % optim.valid_every_epochs == 0 or epoch >= optim.max_epochs
 
+    def _checkpoint_is_due(self) -> bool:
+        """Whether to save within an epoch, whose end has a checkpoint anyhow."""
+        every, step = self.config.optim.checkpoint_every_steps, self.state.progress.step
+        return every is not None and step % every == 0 and step % self.batches.steps_per_epoch != 0
+
     def _out_of_time(self) -> bool:
         """Whether the time budget is spent by rank 0's clock: every rank hears the same answer."""
         budget = self.config.optim.max_minutes
@@ -320,12 +331,18 @@ class Training:
 
     def _log_training(self, meter: LossMeter) -> None:
         metrics = meter.take(self.world_size)
-        if metrics and not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
-            # Alike on all ranks, and before a checkpoint could keep the spoiled weights.
-            raise FloatingPointError(
-                f"the loss or its gradient is no longer finite at step {self.state.progress.step}: "
-                "lower --lr, then --resume from the last checkpoint"
-            )
+        progress = self.state.progress
+        if progress.skipped:
+            metrics["train/skipped_steps"] = float(progress.skipped)
         if metrics and self.rank == 0:
             metrics["train/lr"] = self.state.learning_rate
-            self.events.on_metrics(self.state.progress.step, metrics)
+            self.events.on_metrics(progress.step, metrics)
+
+    def _give_up_if_hopeless(self) -> None:
+        """End a training of which too many steps in a row were left out, alike on all ranks."""
+        progress = self.state.progress
+        if progress.skipped_in_row >= self.config.optim.max_skipped_steps:
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite in {progress.skipped_in_row} steps in a "
+                f"row, up to step {progress.step}: lower --lr; the last good checkpoints stay"
+            )

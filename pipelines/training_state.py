@@ -99,6 +99,9 @@ class Progress:
     elapsed_seconds: float = 0.0
     step_seconds: float = 0.0
     """Of them, what the steps took: validation and checkpoints left out."""
+    skipped: int = 0
+    """Steps left out because their loss or gradient was not finite."""
+    skipped_in_row: int = 0
     best_usdr: float = -math.inf
     best_epoch: int = -1
     stopped_early: bool = False
@@ -125,13 +128,34 @@ class TrainingState:
         averaged: nn.Module | None = self.averaged.module if self.averaged else None
         return averaged if isinstance(averaged, BSRNN) else self.model
 
+    def step(self, clip_norm: float) -> Tensor:
+        """A step of the optimiser; returns the gradient's norm before it was scaled down to
+        ``clip_norm``.
+
+        Where the norm is not finite the step is left out: the weights stay as they are.
+        """
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
+        # A GPU is waited for here: Adam could not take a step back.
+        if norm.isfinite():
+            self.optimizer.step()
+            self.after_step()
+            self.progress.skipped_in_row = 0
+        else:
+            self._count_step()
+            self.progress.skipped += 1
+            self.progress.skipped_in_row += 1
+        return norm.detach()
+
     def after_step(self) -> None:
         """Let the schedule and the averaged weights follow a step of the optimiser."""
+        self._count_step()
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
+
+    def _count_step(self) -> None:
         self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         self.progress.step += 1
-        if self.averaged:
-            self.averaged.update_parameters(self.model)
 
     def save(self, folder: Path, metadata: dict[str, Any], rng_states: list[Tensor]) -> None:
         """Write a checkpoint that a training resumes from, atomically."""

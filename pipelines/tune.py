@@ -21,12 +21,13 @@ from typing import Any
 
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
+from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from bsrnn_core.errors import BadInput
 from data_prep.batches import training_channels
 from data_prep.shards import ShardDataset
 from pipelines import base, tracking, tune_results
-from pipelines.config import VALID_MEAN
 from pipelines.launch import start_ray
 from pipelines.parent_run import parent_folder, parent_run
 from pipelines.status_board import StatusBoard
@@ -34,7 +35,7 @@ from pipelines.tune_plan import Plan, TuneConfig, datasets, plan, trial_config
 from pipelines.tune_progress import show_trials
 from pipelines.tune_room import DRIVER_CPUS, fitted_room
 from pipelines.tune_runs import Setting, close_all, report_end, run_trial
-from pipelines.tune_trials import LEDGER_FILE, Asha, Ledger, LedgerKeeper
+from pipelines.tune_trials import BEST, LEDGER_FILE, Asha, Ledger, LedgerKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def run(config: TuneConfig) -> Path:
     space = plan(config)
     folder = parent_folder(config, config.train, "a sweep", CHANGEABLE)
     start_ray(config.trial.cluster.num_workers, dashboard=True)
+    _check_dashboard()
     slots, threads = fitted_room(config)
     shards = _shards(config, space)
     for remark in space.remarks:
@@ -82,7 +84,12 @@ def run(config: TuneConfig) -> Path:
             board=StatusBoard.remote(),
         )
         ledger = _ledger(setting)
-        _search(ledger, setting, slots)
+        try:
+            _search(ledger, setting, slots)
+        finally:
+            ledger.halt()
+            ledger.save()
+            close_all(ledger, setting)
         report = tune_results.write(config, space, folder, ledger, run_id, uri)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -91,6 +98,17 @@ def run(config: TuneConfig) -> Path:
     finally:
         tracking.finish_run(run_id, uri, status)
     return report
+
+
+def _check_dashboard() -> None:
+    """Raises BadInput where a stopped trial would keep its CPUs or GPUs for ever."""
+    try:
+        list_nodes(limit=1)
+    except (RayStateApiException, ConnectionError, ValueError) as error:
+        raise BadInput(
+            "a sweep needs Ray's dashboard, which cleans up after trials that are stopped, and it "
+            "does not answer: start Ray with --include-dashboard=true"
+        ) from error
 
 
 def _shards(config: TuneConfig, space: Plan) -> dict[str, str]:
@@ -162,11 +180,8 @@ def _search(ledger: Ledger, setting: Setting, slots: int) -> None:
             callbacks=[LedgerKeeper(ledger, lambda trial: report_end(trial, setting))],
         ),
     )
-    try:
-        with show_trials(ledger, space, setting.board, slots):
-            tuner.fit()
-    finally:
-        close_all(ledger, setting)
+    with show_trials(ledger, space, setting.board, slots):
+        tuner.fit()
 
 
 def _max_epochs(config: TuneConfig, values: Mapping[str, Any]) -> int:
@@ -197,15 +212,16 @@ def _tpe(ledger: Ledger, setting: Setting) -> OptunaSearch:
     }
     search = OptunaSearch(
         space=OptunaSearch.convert_search_space({axis.name: axis.domain for axis in axes}),
-        metric=VALID_MEAN,
+        metric=BEST,
         mode="max",
         points_to_evaluate=[drawn[trial.name] for trial in ledger.trials if not trial.ended],
         # Another one after an interruption, or it would draw what it has drawn before.
         seed=setting.config.train.seed + len(ledger.trials),
     )
     for trial in ledger.trials:
-        if trial.ended and math.isfinite(trial.best_usdr):
-            search.add_evaluated_point(drawn[trial.name], trial.best_usdr)
+        failed = trial.state == "failed"
+        if failed or (trial.ended and math.isfinite(trial.best_usdr)):
+            search.add_evaluated_point(drawn[trial.name], trial.best_usdr, error=failed)
     return search
 
 

@@ -1,6 +1,7 @@
 """What a sweep consists of, as options and a list of trials that nothing is done with yet."""
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -10,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bsrnn_core.bands import model_bands
-from bsrnn_core.config import ModelConfig
+from bsrnn_core.config import BsrnnConfig, ModelConfig
 from bsrnn_core.errors import BadInput
-from data_prep.config import PrepConfig
+from data_prep.config import ChunkConfig, PrepConfig
 from pipelines.config import TrainConfig
 from pipelines.config_files import leaves, with_values, yaml_values
 from pipelines.training_state import initial_model
@@ -88,14 +89,15 @@ class Plan:
     """What a user should know of it."""
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of a trial whose configuration Ray Tune has drawn from ``domains``."""
+        """The values of a trial for what Ray Tune has drawn: a number of ``points``, or from the
+        domain of every axis."""
         if self.points is not None:
             return dict(self.points[drawn["point"]])
         return {axis.name: axis.value(drawn[axis.name]) for axis in self.axes}
 
     def dataset(self, values: Values) -> str:
-        """What tells the dataset of a trial from those of others; nothing where all share one."""
-        return as_words({axis.name: values[axis.name] for axis in varies_shards(self.axes)})
+        """What tells the dataset of a trial from those of others, in JSON."""
+        return json.dumps({axis.name: values[axis.name] for axis in varies_shards(self.axes)})
 
 
 def trial_config(config: TuneConfig, values: Values) -> TrainConfig:
@@ -130,9 +132,12 @@ def plan(config: TuneConfig) -> Plan:
         points = extremes.legal
     elif config.search == "random":
         points = _drawn(config, axes)
-        lacking = (config.num_samples or DEFAULT_SAMPLES) - len(points)
+        lacking = _samples(config) - len(points)
         if lacking:
-            remarks.append(f"the space holds {len(points)} trials, {lacking} fewer than asked for")
+            remarks.append(
+                f"{len(points)} different trials that can be trained were found, {lacking} fewer "
+                "than asked for"
+            )
     else:
         points = None
         if not intervals and extremes.whole and extremes.count <= _samples(config):
@@ -221,12 +226,33 @@ def _identity(train: TrainConfig) -> str:
     Raises BadInput where the bands cannot be, or the checkpoint does not fit the model.
     """
     bands = model_bands(train.stft, train.model)
-    if train.checkpoint_fp:
-        initial_model(train)
+    if train.checkpoint_fp and (
+        misfit := _misfit(train.checkpoint_fp, train.transfer, train.bsrnn)
+    ):
+        raise BadInput(misfit)
     of_bands = ("band_schema", "divisions", "num_bands", "splits")
     assert set(of_bands) <= set(leaves(ModelConfig))
     options = {name: v for name, v in yaml_values(train).items() if name not in of_bands}
     return json.dumps([bands, options])
+
+
+@functools.lru_cache
+def _misfit(checkpoint: str, transfer: bool, bsrnn: BsrnnConfig) -> str:
+    """Why a checkpoint is not of this model; nothing when it is. It is loaded once per model."""
+    train = TrainConfig(
+        part=bsrnn.stems,
+        checkpoint_fp=checkpoint,
+        transfer=transfer,
+        stft=bsrnn.stft,
+        model=bsrnn.model,
+        crop_seconds=bsrnn.crop_seconds,
+        chunk=ChunkConfig(chunk_size_in_seconds=bsrnn.crop_seconds),
+    )
+    try:
+        initial_model(train)
+    except BadInput as error:
+        return str(error)
+    return ""
 
 
 def _drawn(config: TuneConfig, axes: Sequence[Axis]) -> list[Values]:

@@ -37,10 +37,13 @@ class Point:
     """It was neither stopped early nor interrupted, and did not fail."""
 
 
-def plot_parallel(points: Sequence[Point], axes: Sequence[Axis], title: str, path: Path) -> Path:
+def plot_parallel(
+    points: Sequence[Point], axes: Sequence[Axis], best: str, title: str, path: Path
+) -> Path:
     """An upright axis for each option and one for uSDR; a line for each trial, bright when good.
 
-    The best trial's line is the thickest; those of trials that did not finish are dashed.
+    The line of the trial called ``best`` is the thickest; those of trials that did not finish are
+    dashed.
     """
     scored = sorted((p for p in points if math.isfinite(p.usdr)), key=lambda p: p.usdr)
     figure = Figure(figsize=(2.1 * (len(axes) + 1) + 1.5, 5), layout="constrained")
@@ -52,11 +55,10 @@ def plot_parallel(points: Sequence[Point], axes: Sequence[Axis], title: str, pat
         # In the order of their scores, so that lines do not cross more than they must.
         offset = SPREAD * ((k + 0.5) / len(scored) - 0.5)
         heights = [_height(axis, point.values[axis.name], offset) for axis in axes]
-        best = k == len(scored) - 1
         panel.plot(
             columns, [*heights, float(scale(point.usdr))], color=colours.cmap(scale(point.usdr)),
-            linewidth=3.5 if best else 1.6, linestyle="-" if point.finished else (0, (4, 2)),
-            zorder=3 + k,
+            linewidth=3.5 if point.name == best else 1.6,
+            linestyle="-" if point.finished else (0, (4, 2)), zorder=3 + k,
         )  # fmt: skip
     for column, axis in enumerate(axes):
         panel.axvline(column, color=INK, linewidth=0.8)

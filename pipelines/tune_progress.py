@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipelines import report
 from pipelines.launch import polling
 from pipelines.tune_plan import Plan
 from pipelines.tune_space import as_word
@@ -28,7 +29,8 @@ MOST_ROWS = 30
 def show_trials(ledger: Ledger, space: Plan, board: Any, slots: int) -> Iterator[None]:
     """Show the trials for as long as they run."""
     started = time.monotonic()
-    with Live(console=Console(stderr=True), refresh_per_second=2, transient=True) as live:
+    console = Console(stderr=True)
+    with Live(console=console, refresh_per_second=2, transient=True) as live, report.log_above():
 
         def show(statuses: Mapping[str, Status]) -> None:
             minutes = (time.monotonic() - started) / 60
@@ -92,7 +94,7 @@ def _whole(
         parts.append(f"best {best.best_usdr:.2f} dB ({best.name})")
     seconds = seconds_left(trials, space.num_trials, statuses, slots)
     if seconds is not None:
-        parts.append(f"at most {_duration(seconds)} left")
+        parts.append(f"about {_duration(seconds)} left")
     if num_shown < len(trials):
         parts.append(f"{len(trials) - num_shown} not shown")
     return ", ".join(parts)
@@ -101,7 +103,8 @@ def _whole(
 def seconds_left(
     trials: list[Trial], num_trials: int, statuses: Mapping[str, Status], slots: int
 ) -> float | None:
-    """What the trials would take if none was stopped any more; None before the first steps."""
+    """About what the trials take if none is stopped any more and their steps take as long as those
+    before; None before the first steps."""
     steps = sum(status["step"] for status in statuses.values())
     if not steps:
         return None

@@ -66,8 +66,9 @@ def _row(trial: Trial, folder: Path) -> Row:
 
 
 def best(ranked: Sequence[Row]) -> Row | None:
-    """The best trial: of those that finished, failing that of all; None without a score."""
-    scored = [row for row in ranked if math.isfinite(row.usdr)]
+    """The best trial: of those that finished, failing that of all that did not fail; None without
+    a score."""
+    scored = [row for row in ranked if math.isfinite(row.usdr) and row.trial.state != "failed"]
     finished = [row for row in scored if row.trial.state == "finished"]
     return next(iter(finished or scored), None)
 
@@ -77,13 +78,16 @@ def write(
 ) -> Path:
     """Print the table, write all into the sweep's folder and its MLflow run; returns the folder.
 
-    Raises RuntimeError when no trial has a score.
+    Raises RuntimeError when no trial that did not fail has a score.
     """
     ranked = rows(ledger, folder)
     winner = best(ranked)
     if winner is None:
         errors = [trial.error for trial in ledger.trials if trial.error]
-        raise RuntimeError(f"no trial could be trained ({errors[0] if errors else 'none ended'})")
+        raise RuntimeError(
+            f"no trial has a score ({errors[0] if errors else 'they are not trained far enough'}); "
+            "the same command with --resume goes on with those that have not ended"
+        )
     out = folder / REPORT
     header, cells = table(ranked, space)
     report.show(f"{config.train.name}: trials, best first", header, cells)
@@ -94,7 +98,7 @@ def write(
     report.write_text(out / "sweep.csv", csv_text(ranked, space))
     points = [_point(row) for row in ranked]
     files = [out / BEST_CONFIG, out / "sweep.md", out / "sweep.csv"]
-    files.append(plot_parallel(points, space.axes, title, out / "parallel.png"))
+    files.append(plot_parallel(points, space.axes, winner.trial.name, title, out / "parallel.png"))
     files.append(plot_tradeoffs(points, colour_by(space), title, out / "tradeoffs.png"))
     print(
         f"best: {winner.trial.name} ({as_words(winner.trial.values)}) with {winner.usdr:.2f} dB; "

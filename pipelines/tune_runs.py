@@ -4,13 +4,14 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from bsrnn_core.checkpoint import read_metadata
 from bsrnn_core.errors import BadInput
@@ -20,7 +21,7 @@ from pipelines.config_files import with_values
 from pipelines.launch import Launch, build_trainer, run_trainer
 from pipelines.tune_plan import Plan, TuneConfig, trial_config
 from pipelines.tune_space import as_words
-from pipelines.tune_trials import EPOCH, FINISHED, Ledger, Trial
+from pipelines.tune_trials import BEST, FINISHED, Ledger, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -48,26 +49,44 @@ class Setting:
 
 def run_trial(drawn: dict[str, Any], *, setting: Setting) -> dict[str, float]:
     """One trial, in a process of its own: a training like any other."""
-    name = tune.get_context().get_trial_name()
     values = setting.space.values(drawn)
+    options = trial_options(tune.get_context().get_trial_name(), values, setting)
     os.environ["MLFLOW_TRACKING_URI"] = setting.tracking_uri
     # Its own work at the end is not to disturb other trials.
     torch.set_num_threads(setting.threads or 1)
 
     def launch_with(launch: Launch) -> None:
-        run_trainer(build_trainer(launch, setting.board, [TuneReportCallback()]))
+        # Ray Tune's own way from a training's workers to the trial loses the last epoch.
+        with ThreadPoolExecutor(1) as thread:
+            training = thread.submit(run_trainer, build_trainer(launch, setting.board))
+            told = 0
+            while True:
+                over = training.done()
+                epochs: Any = ray.get(setting.board.read_epochs.remote(options.name, told))
+                for metrics in epochs:
+                    if VALID_MEAN in metrics:
+                        tune.report(metrics | _best_so_far(launch.job.folder))
+                told += len(epochs)
+                if over:
+                    break
+                wait([training], timeout=0.5)
+            training.result()
 
-    launch = base.train(
-        trial_options(name, values, setting), launch_with, parent_run_id=setting.run_id
-    )
-    # Its last report may still be on its way when the training has returned.
-    last = read_metadata(launch.job.folder / "last")
-    usdr = last[VALID_MEAN]
-    return {FINISHED: 1.0, EPOCH: last[EPOCH], VALID_MEAN: math.nan if usdr is None else usdr}
+    launch = base.train(options, launch_with, parent_run_id=setting.run_id)
+    return {FINISHED: 1.0, **_best_so_far(launch.job.folder)}
+
+
+def _best_so_far(folder: Path) -> dict[str, float]:
+    usdr = read_metadata(folder / "best").get(VALID_MEAN)
+    return {BEST: math.nan if usdr is None else usdr}
 
 
 def trial_options(name: str, values: Mapping[str, Any], setting: Setting) -> TrainConfig:
-    """A trial's options with what only the running sweep knows."""
+    """A trial's options with what only the running sweep knows.
+
+    Raises BadInput where the values do not go together.
+    """
+    options = trial_config(setting.config, values)
     shared: dict[str, Any] = {
         "name": name,
         "out": str(setting.folder),
@@ -75,7 +94,7 @@ def trial_options(name: str, values: Mapping[str, Any], setting: Setting) -> Tra
         "resume": base.recorded_run(setting.folder / name) is not None,
         "threads_per_worker": setting.threads,
     }
-    return with_values(trial_config(setting.config, values), shared)
+    return with_values(options, shared)
 
 
 def report_end(trial: Trial, setting: Setting) -> None:
@@ -90,7 +109,7 @@ def _close(trial: Trial, setting: Setting) -> None:
     """Bring a trial's MLflow run to where the trial stands; one that failed before it had any gets
     it."""
     folder = setting.folder / trial.name
-    tags = {"outcome": trial.state if trial.ended else "unfinished"}
+    tags = {"outcome": _outcome(trial)}
     if trial.error:
         tags["error"] = trial.error
     record = base.recorded_run(folder)
@@ -119,8 +138,13 @@ def close_all(ledger: Ledger, setting: Setting) -> None:
     except BadInput as error:
         logger.warning("the states of the trials are not checked: %s", error)
         return
-    recorded = {run.name: run.status for run in runs}
+    recorded = {run.name: (run.status, run.tags.get("outcome", "")) for run in runs}
     for trial in ledger.trials:
-        wanted = STATUSES.get(trial.state, "KILLED")
-        if recorded.get(trial.name, wanted) != wanted:
+        wanted = STATUSES.get(trial.state, "KILLED"), _outcome(trial)
+        never_begun = trial.name not in recorded and trial.state == "waiting"
+        if not never_begun and recorded.get(trial.name) != wanted:
             _close(trial, setting)
+
+
+def _outcome(trial: Trial) -> str:
+    return trial.state if trial.ended else "unfinished"

@@ -4,6 +4,7 @@ The ledger is the truth about a sweep: it outlives the process, so that a sweep 
 from it, whatever Ray Tune remembers.
 """
 
+import contextlib
 import json
 import math
 import pickle
@@ -11,20 +12,21 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from pipelines import report
+from pipelines import base, report
 from pipelines.config import VALID_MEAN
 from pipelines.failures import reason
 
 State = Literal["waiting", "running", "finished", "stopped early", "failed"]
 
 LEDGER_FILE = "trials.json"
-EPOCH, FINISHED = "epoch", "finished"
-"""What a trial reports beside its uSDR: the validated epoch, and at last that it is over."""
+EPOCH, BEST, FINISHED = "epoch", "best_usdr", "finished"
+"""What a trial reports beside the uSDR of an epoch: which it is, the highest uSDR so far, and at
+last that it is over."""
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,14 @@ class Trial:
         """The last epoch that was validated."""
         return self.validations[-1][0] if self.validations else 0
 
+    def add_validation(self, epoch: int, usdr: float) -> None:
+        """Take a validation in. One of an epoch that is known counts where it is better, as when
+        time was up within the next one; a worker that was restarted tells older ones again."""
+        if not self.validations or epoch > self.epoch:
+            self.validations.append((epoch, usdr))
+        elif epoch == self.epoch and not usdr <= self.validations[-1][1]:
+            self.validations[-1] = epoch, usdr
+
     @property
     def best_usdr(self) -> float:
         """The highest validation uSDR; nan before the first."""
@@ -62,14 +72,27 @@ class Ledger:
     """All trials of a sweep in the order of their numbers, on disk whenever one changes."""
 
     def __init__(self, file: Path) -> None:
-        """What an earlier invocation left in ``file`` is taken up; what it ran is waiting again."""
+        """What an earlier invocation left in ``file`` is taken up.
+
+        What it ran waits again, and so does what failed without ever having had an MLflow run.
+        """
         self.file = file
         self.trials: list[Trial] = []
         if file.exists():
             for saved in json.loads(file.read_text()):
                 saved["validations"] = [tuple(pair) for pair in saved["validations"]]
-                saved["state"] = "waiting" if saved["state"] == "running" else saved["state"]
-                self.trials.append(Trial(**saved))
+                trial = Trial(**saved)
+                began = (file.parent / trial.name / base.RUN_FILE).exists()
+                if trial.state == "failed" and not began:
+                    trial.state, trial.error = "waiting", ""
+                self.trials.append(trial)
+        self.halt()
+
+    def halt(self) -> None:
+        """Nothing runs any more."""
+        for trial in self.trials:
+            if trial.state == "running":
+                trial.state = "waiting"
 
     def __getitem__(self, name: str) -> Trial:
         return next(trial for trial in self.trials if trial.name == name)
@@ -139,6 +162,8 @@ class Asha(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP for a trial that lags behind, CONTINUE for others."""
+        if FINISHED in result:
+            return TrialScheduler.CONTINUE
         decision = super().on_trial_result(tune_controller, trial, result)
         known = self.ledger[str(trial)]
         if decision != TrialScheduler.STOP:
@@ -163,20 +188,22 @@ class LedgerKeeper(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """It runs."""
-        self._change(trial, "running")
+        self.ledger[str(trial)].state = "running"
+        self.ledger.save()
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch was validated, or the training is over."""
         known = self.ledger[str(trial)]
-        # A worker that was restarted tells an epoch again.
-        if result[EPOCH] > known.epoch:
-            known.validations.append((int(result[EPOCH]), float(result[VALID_MEAN])))
-        self._change(trial, "finished" if result.get(FINISHED) else known.state)
+        if result.get(FINISHED):
+            known.state = "finished"
+        else:
+            known.add_validation(int(result[EPOCH]), float(result[VALID_MEAN]))
+        self.ledger.save()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """It is over, was stopped, or the whole sweep is halted."""
+        """It is over, or was stopped."""
         known = self.ledger[str(trial)]
         self.ledger.save()
         if known.ended:
@@ -185,13 +212,17 @@ class LedgerKeeper(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """It failed, for a reason that its process has left or for none that is known."""
         known = self.ledger[str(trial)]
-        file = trial.pickled_error_file
-        known.error = "it died without a word"
-        if file and Path(file).exists():
-            known.error = reason(pickle.loads(Path(file).read_bytes()))
-        self._change(trial, "failed")
+        known.state, known.error = "failed", _last_words(trial)
+        self.ledger.save()
         self.on_end(known)
 
-    def _change(self, trial: Any, state: str) -> None:
-        self.ledger[str(trial)].state = cast(State, state)
-        self.ledger.save()
+
+def _last_words(trial: Any) -> str:
+    """Why a trial failed, as far as Ray Tune's files tell."""
+    pickled, printed = trial.pickled_error_file, trial.error_file
+    # Whatever is in these files, the other trials go on.
+    with contextlib.suppress(Exception):
+        return reason(pickle.loads(Path(pickled).read_bytes()))
+    with contextlib.suppress(Exception):
+        return Path(printed).read_text().strip().splitlines()[-1]
+    return "it died without a word"

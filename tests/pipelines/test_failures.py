@@ -1,8 +1,9 @@
 """Causes are found however Ray has wrapped them."""
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train import WorkerGroupError  # pyright: ignore[reportPrivateImportUsage]
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from bsrnn_core.errors import BadInput
 from pipelines.failures import bad_input_sentence, reason
@@ -32,8 +33,15 @@ def test_real_ray_wrappers_are_seen_through():
         (wrapped(FloatingPointError("not finite\nat all")), "FloatingPointError: not finite"),
         (wrapped(MemoryError()), "MemoryError"),
         (WorkerGroupError("rank 0 was killed", {}), "WorkerGroupError: rank 0 was killed"),
+        (
+            WorkerGroupError(
+                "rank 0 failed",
+                {0: WorkerHealthCheckFailedError("unhealthy", OutOfMemoryError("Too much\nSee X"))},
+            ),
+            "OutOfMemoryError: Too much",
+        ),
     ],
-    ids=["bare", "bad input", "first line", "no words", "Ray's own"],
+    ids=["bare", "bad input", "first line", "no words", "Ray's own", "out of memory"],
 )
 def test_a_reason_is_one_line(error: Exception, said: str):
     assert reason(error) == said

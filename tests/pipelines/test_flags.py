@@ -20,6 +20,7 @@ from pipelines.config_files import (
 )
 from pipelines.flags import parse
 from pipelines.infer import InferConfig
+from pipelines.tune_plan import TuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +318,36 @@ def test_a_checkpoint_brings_nothing_to_a_command_that_only_uses_it(
     words = ["--checkpoint_fp", str(tmp_path / "a" / "best"), "--input", "x", "--out", "y"]
     config = parse(InferConfig, words, prog="bsrnn infer")
     assert (config.input, config.out) == ("x", "y")
+
+
+def tune(*words: str) -> TuneConfig:
+    return parse(TuneConfig, list(words), prog="bsrnn tune", presets=PRESETS)
+
+
+def test_a_sweep_takes_the_options_of_a_training_in_every_stage(
+    tmp_path: Path, earlier: TrainConfig
+):
+    space = ("--space", "lr=[1e-3,2e-3]", "mlp_dim=[8,16]")
+    mtl = tune("--part", "bass", "--part", "drums", "--stem_weights", "1", "2", *space)
+    assert (mtl.train.stage, mtl.space) == ("mtl", ("lr=[1e-3,2e-3]", "mlp_dim=[8,16]"))
+    best = str(tmp_path / "a" / "best")
+    words = ("--part", "vocals", "--transfer", "--checkpoint_fp", best, *space)
+    transfer = tune(*words, "--batch_size", "3")
+    assert transfer.train.stage == "transfer"
+    # All else is as in the run of the checkpoint, whose file holds a training and no sweep.
+    asked = ["--part", "vocals", "--transfer", "--checkpoint_fp", best, "--batch_size", "3"]
+    assert transfer.train == train(*asked)
+    assert transfer.train.optim.lr == earlier.optim.lr
+
+
+def test_the_options_of_a_training_are_those_of_what_holds_one(
+    tmp_path: Path, earlier: TrainConfig
+):
+    file = str(tmp_path / "a" / RUN_CONFIG)
+    assert tune("--config", file, "--search", "tpe").train == earlier
+    (tmp_path / "wrong.yaml").write_text("optim: {feature_dim: 3}\n")
+    with pytest.raises(BadInput, match=r"there is no option feature_dim under train\.optim"):
+        tune("--config", str(tmp_path / "wrong.yaml"))
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path):

@@ -56,7 +56,10 @@ def test_a_run_is_made_once_and_taken_up_again(
     assert store == uri
     assert read_yaml(folder / RUN_CONFIG, ExperimentConfig)["num_seeds"] == 2
     tracking.finish_run(run_id, uri, "KILLED")
-    assert parent_run(asked, asked.train, folder, "experiment") == (run_id, uri)
+    more = config(tmp_path, {"experiment": "parents", "resume": True}, max_concurrent=7)
+    assert parent_run(more, more.train, folder, "experiment") == (run_id, uri)
+    saved = read_yaml(folder / RUN_CONFIG, ExperimentConfig)
+    assert (saved["max_concurrent"], saved["resume"]) == (7, False)
     (found,) = tracking.find_runs(uri, "parents")
     assert (found.run_id, found.name, found.status) == (run_id, "exp", "RUNNING")
     assert (found.tags["stage"], found.params["num_seeds"]) == ("experiment", "2")

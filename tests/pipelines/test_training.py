@@ -19,6 +19,7 @@ from data_prep.shards import ShardDataset
 from pipelines import training
 from pipelines.config import TrainConfig
 from pipelines.training import Events, Training, TrainingJob
+from pipelines.training_state import learning_rate_factor
 
 STEMS = ("vocals", "drums")
 CHECKPOINT_FILES = ("model.safetensors", "config.json")
@@ -74,7 +75,7 @@ def run(job: TrainingJob, log: Log | None = None, **optim: Any) -> Training:
 def parts(state: Any) -> list[Any]:
     """The tensors and numbers of nested dicts and lists, clocks left out."""
     if isinstance(state, dict):
-        return [x for key in state if not key.endswith("_seconds") for x in parts(state[key])]
+        return [x for key in state if not str(key).endswith("_seconds") for x in parts(state[key])]
     return [x for value in state for x in parts(value)] if isinstance(state, list) else [state]
 
 
@@ -177,7 +178,7 @@ def test_time_budget_stops_within_an_epoch_and_the_rest_follows_later(tiny_job, 
 def test_logged_metrics(tiny_job, whole):
     _, log = whole
     assert log.steps == [1, 2, 3, 4]
-    assert [metrics["epoch"] for metrics in log.epochs] == [0, 1]
+    assert [(metrics["epoch"], metrics["step"]) for metrics in log.epochs] == [(1, 2), (2, 4)]
     assert all({"step", "valid/usdr_mean"} <= metrics.keys() for metrics in log.epochs)
     last = checkpoint.read_metadata(whole[0].folder / "last")
     assert last["valid/usdr_mean"] == log.values("valid/usdr_mean")[4]
@@ -293,15 +294,89 @@ def test_a_model_without_a_score_does_not_replace_one_with_a_score(tiny_job, mon
     assert checkpoint.read_metadata(tiny_job.folder / "best")["epoch"] == 1
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tiny_job, monkeypatch):
+class Poison:
+    """Losses of which some steps, by number from one, are not finite: the values or the slopes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
+        self.step, self.steps, self.value = 0, steps, value
+        self.real = training.separation_loss
+        monkeypatch.setattr(training, "separation_loss", self)
+
+    def __call__(self, *tensors: Any) -> Tensor:
+        self.step += 1
+        losses = self.real(*tensors)
+        return losses + self.value if self.step in self.steps else losses
+
+
+def weights_of(made: Training) -> list[Any]:
+    """All that a step of the optimiser changes but the learning rate."""
+    state = made.state
+    return parts(state.model.state_dict()) + parts(state.optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_step_whose_loss_is_not_finite_is_left_out(tiny_job, monkeypatch, value):
+    Poison(monkeypatch, {2}, value)
+    made = make(tiny_job)
+    made.train_step(made.batches.batch(0, 0))
+    before = [part.clone() if isinstance(part, Tensor) else part for part in weights_of(made)]
+    made.train_step(made.batches.batch(0, 1))
+    assert same(weights_of(made), before)
+    progress = made.state.progress
+    assert (progress.step, progress.skipped, progress.skipped_in_row) == (2, 1, 1)
+
+
+def test_left_out_steps_are_counted_and_no_part_of_the_means(tiny_job, monkeypatch):
+    Poison(monkeypatch, {2, 3}, math.nan)
+    log = Log()
+    made = run(tiny_job, log, log_every_steps=1)
+    assert sorted(log.values("train/loss")) == [1, 4]
+    assert log.values("train/skipped_steps") == {2: 1, 3: 2, 4: 2}
+    assert all(map(math.isfinite, log.values("train/grad_norm").values()))
+    progress = made.state.progress
+    assert (progress.step, progress.skipped, progress.skipped_in_row) == (4, 2, 0)
+    # The schedule goes by step, left out or not.
+    optim = made.config.optim
+    assert made.state.learning_rate == optim.lr * learning_rate_factor(3, optim, 2)
+
+
+def test_too_many_steps_left_out_in_a_row_end_the_training(tiny_job, monkeypatch):
     run(tiny_job, max_epochs=1)
     weights = checkpoint.load(tiny_job.folder / "last").state_dict()
-    monkeypatch.setattr(
-        training, "separation_loss", lambda *_: torch.full((2,), math.nan, requires_grad=True)
-    )
-    with pytest.raises(FloatingPointError, match="no longer finite at step 4"):
-        run(tiny_job, max_epochs=2)
-    assert same(parts(checkpoint.load(tiny_job.folder / "last").state_dict()), parts(weights))
+    poison = Poison(monkeypatch, {2, 3, 4, 5, 6}, math.nan)
+    with pytest.raises(FloatingPointError, match="in 3 steps in a row, up to step 6"):
+        run(tiny_job, max_epochs=4, max_skipped_steps=3)
+    assert poison.step == 4
+    # The checkpoint of the second epoch's end holds the weights of its one good step.
+    kept = checkpoint.load(tiny_job.folder / "last")
+    assert all(value.isfinite().all() for value in kept.state_dict().values())
+    assert not same(parts(kept.state_dict()), parts(weights))
+    # With the cause gone it goes on from there.
+    poison.steps = set()
+    assert run(tiny_job, max_epochs=4).state.progress.step == 8
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+@pytest.mark.parametrize("at_step", [3, 4, 6, 7])
+def test_a_kill_costs_no_more_than_the_steps_since_a_checkpoint(tiny_job, tmp_path, every, at_step):
+    def trained(folder: Path, log: Log) -> TrainingJob:
+        job = replace(tiny_job, folder=folder)
+        options = {"steps_per_epoch": 4, "log_every_steps": 3, "checkpoint_every_steps": every}
+        run(job, log, **options)
+        return job
+
+    expected = Log()
+    undisturbed = trained(tmp_path / "whole", expected)
+    killed, resumed = Log(at_step=at_step), Log()
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", killed)
+    torch.manual_seed(1234)
+    job = trained(tmp_path / "killed", resumed)
+    saved = [step for step in range(1, at_step) if step % every == 0 or step % 4 == 0]
+    assert resumed.steps[0] == max(saved, default=0) + 1
+    assert same_checkpoints(job.folder, undisturbed.folder)
+    for name in ("train/loss", "train/lr", "train/grad_norm", "valid/usdr_mean"):
+        assert killed.values(name) | resumed.values(name) == expected.values(name)
 
 
 def test_bf16_training_runs_near_the_float32_one(tiny_job, whole):

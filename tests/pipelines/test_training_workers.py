@@ -139,7 +139,13 @@ def without_costs(metrics: dict[str, float]) -> dict[str, float]:
     return {
         name: value
         for name, value in metrics.items()
-        if name not in ("train/steps_per_second", "system/minutes", "system/peak_memory_gb")
+        if name
+        not in (
+            "train/steps_per_second",
+            "system/minutes",
+            "system/peak_memory_gb",
+            "system/seconds_per_step",
+        )
     }
 
 

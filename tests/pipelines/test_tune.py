@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
+from ray.util.state.exception import RayStateApiException
 
 from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
@@ -39,7 +41,7 @@ def setting(asked: TuneConfig, folder: Path, uri: str, run_id: str = "parent") -
         config=asked,
         space=plan(asked),
         folder=folder,
-        shards={"": str(folder / "shards")},
+        shards={"{}": str(folder / "shards")},
         run_id=run_id,
         tracking_uri=uri,
         threads=3,
@@ -166,15 +168,22 @@ def test_a_trial_gets_what_only_the_sweep_knows(tmp_path: Path):
     assert trial_options("trial-002", {"lr": 2e-3}, here).resume
 
 
+def test_values_that_do_not_go_together_are_told_so(tmp_path: Path):
+    here = setting(config("crop_seconds=[1,3]", "chunk_size_in_seconds=[6]"), tmp_path, "")
+    with pytest.raises(BadInput, match="longer than a stored chunk"):
+        trial_options("trial-001", {"crop_seconds": 9.0, "chunk_size_in_seconds": 6.0}, here)
+
+
 def test_tpe_begins_with_what_was_interrupted_and_knows_what_has_ended(tmp_path: Path):
     asked = config(
         "lr=loguniform(1e-4,1e-2)", "band_schema=[v7,generic]", search="tpe", num_samples=9
     )
     ledger = Ledger(tmp_path / LEDGER_FILE)
-    for number, (lr, schema) in enumerate([(1e-3, "v7"), (2e-3, "generic"), (3e-3, "generic")]):
-        trial = ledger.add({"lr": lr, "band_schema": schema}, max_epochs=3)
-        trial.validations = [(1, float(number))]
-        trial.state = "running" if number == 1 else "finished"
+    states = ("finished", "waiting", "stopped early", "failed")
+    for number, state in enumerate(states):
+        trial = ledger.add({"lr": (number + 1) * 1e-3, "band_schema": "generic"}, max_epochs=3)
+        trial.validations = [(1, float(number)), (2, -1.0)]
+        trial.state = state
     search = tune._tpe(ledger, setting(asked, tmp_path, ""))
     assert search.suggest("a") == {"lr": 2e-3, "band_schema": 1}
     other = search.suggest("b")
@@ -183,10 +192,21 @@ def test_tpe_begins_with_what_was_interrupted_and_knows_what_has_ended(tmp_path:
     assert other["band_schema"] in (0, 1)
     study = search._ot_study
     assert study is not None
-    assert [trial.value for trial in study.trials if trial.value is not None] == [0.0, 2.0]
+    known = {(trial.state.name, trial.value) for trial in study.trials}
+    assert known == {("COMPLETE", 0.0), ("COMPLETE", 2.0), ("FAIL", None), ("RUNNING", None)}
+    assert len(study.trials) == 5
     # Resumed it draws on, and not once more what it drew before.
     fresh = tune._tpe(Ledger(tmp_path / "none.json"), setting(asked, tmp_path, ""))
     assert fresh.suggest("b") != other
+
+
+def test_a_ray_that_cannot_clean_up_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def fail(limit: int) -> None:
+        raise RayStateApiException("no answer")
+
+    monkeypatch.setattr(tune, "list_nodes", fail)
+    with pytest.raises(BadInput, match="a sweep needs Ray's dashboard"):
+        tune._check_dashboard()
 
 
 @pytest.fixture
@@ -213,10 +233,11 @@ def test_mlflow_ends_up_with_what_became_of_the_trials(recorded: Setting):
             tracking.finish_run(run_id, uri, "FINISHED")
     # One failed before it had a run, and its error is longer than MLflow takes.
     ledger.trials[2].error = "FloatingPointError: " + "no" * 5000
-    report_end(ledger.trials[2], recorded)
+    ledger.halt()
     close_all(ledger, recorded)
     runs = {run.name: run for run in tracking.find_runs(uri, "sweeps", "tags.outcome != ''")}
     assert {name: (run.status, run.tags["outcome"]) for name, run in runs.items()} == {
+        "trial-001": ("FINISHED", "finished"),
         "trial-002": ("KILLED", "stopped early"),
         "trial-003": ("FAILED", "failed"),
         "trial-004": ("KILLED", "unfinished"),
@@ -228,6 +249,12 @@ def test_mlflow_ends_up_with_what_became_of_the_trials(recorded: Setting):
     assert (failed.tags["stems"], failed.tags["stage"]) == ("drums", "base")
     everyone = tracking.find_runs(uri, "sweeps")
     assert len(everyone) == 5
+    close_all(ledger, recorded)
+    assert tracking.find_runs(uri, "sweeps") == everyone
+    # As after a kill in the middle: its training has closed it, but nobody says why it failed.
+    client = MlflowClient(uri)
+    client.delete_tag(failed.run_id, "outcome")
+    client.delete_tag(failed.run_id, "error")
     close_all(ledger, recorded)
     assert tracking.find_runs(uri, "sweeps") == everyone
 
@@ -266,7 +293,7 @@ def test_trials_need_their_stem_and_songs_to_be_judged_by(
         return TuneConfig(space=("lr=[1e-3]",), train=train)
 
     space = plan(asked())
-    assert tune._shards(asked(), space) == {"": str(tiny_shards)}
+    assert tune._shards(asked(), space) == {"{}": str(tiny_shards)}
     with pytest.raises(BadInput, match="piano"):
         tune._shards(asked(part=("piano",)), space)
     without = tmp_path / "without"

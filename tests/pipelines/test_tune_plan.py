@@ -126,7 +126,9 @@ def test_a_random_search_of_a_small_space_tries_each_once():
     sweep = plan(config("feature_dim=[8,16]", "lr=[1e-3,2e-3]", search="random", num_samples=9))
     assert sweep.points is not None
     assert len(sweep.points) == sweep.num_trials == 4
-    assert "the space holds 4 trials, 5 fewer than asked for" in sweep.remarks
+    assert sweep.remarks == (
+        "4 different trials that can be trained were found, 5 fewer than asked for",
+    )
 
 
 def test_tpe_finds_its_trials_on_the_way():
@@ -141,9 +143,9 @@ def test_every_dataset_is_named_once():
     found = datasets(asked, sweep)
     # Half an n_fft is the longest hop, so that one of four datasets is for no trial.
     assert list(found) == [
-        "n_fft 2048, hop_samples 1024",
-        "n_fft 4096, hop_samples 1024",
-        "n_fft 4096, hop_samples 2048",
+        '{"n_fft": 2048, "hop_samples": 1024}',
+        '{"n_fft": 4096, "hop_samples": 1024}',
+        '{"n_fft": 4096, "hop_samples": 2048}',
     ]
     assert sweep.points is not None
     for point in sweep.points:
@@ -152,7 +154,7 @@ def test_every_dataset_is_named_once():
 
 def test_trials_that_share_their_shards_have_one_dataset():
     asked = config("lr=[1e-3,2e-3]")
-    assert datasets(asked, plan(asked)) == {"": asked.train.prep}
+    assert datasets(asked, plan(asked)) == {"{}": asked.train.prep}
 
 
 def test_what_a_checkpoint_does_not_fit_is_refused(tmp_path):

@@ -48,9 +48,7 @@ def test_each_trial_has_a_line(ledger: Ledger):
         ["trial-003", "0.004", "waiting", "0/4"],
     ]
     # 2 + 4 epochs of 20 s, two at a time.
-    assert " ".join(whole) == (
-        "1 of 3 trials in 3 min, best 3.00 dB (trial-001), at most 1:00 left"
-    )
+    assert " ".join(whole) == ("1 of 3 trials in 3 min, best 3.00 dB (trial-001), about 1:00 left")
 
 
 def test_nothing_is_guessed_before_the_first_step(ledger: Ledger):

@@ -10,17 +10,25 @@ import cloudpickle
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from pipelines.base import record_run
 from pipelines.config import VALID_MEAN
-from pipelines.tune_trials import EPOCH, FINISHED, Asha, Ledger, LedgerKeeper, Trial
+from pipelines.tune_trials import BEST, EPOCH, FINISHED, Asha, Ledger, LedgerKeeper, Trial
 
 
 class RayTrial:
     """A trial as Ray Tune hands it to schedulers and callbacks."""
 
-    def __init__(self, name: str, number: int = 0, error_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        number: int = 0,
+        pickled_error_file: Path | None = None,
+        error_file: Path | None = None,
+    ) -> None:
         self.name = name
         self.trial_id = f"{number}{name}"
-        self.pickled_error_file = error_file
+        self.pickled_error_file = pickled_error_file
+        self.error_file = error_file
 
     def __str__(self) -> str:
         return self.name
@@ -41,6 +49,7 @@ def test_a_ledger_is_read_as_it_was_written(ledger: Ledger):
     first.state, first.validations = "stopped early", [(1, 2.5), (2, math.nan), (4, 1.0)]
     second = ledger.add({"lr": 0.1}, max_epochs=2)
     second.state, second.error = "failed", "FloatingPointError: no"
+    record_run(ledger.file.parent / "trial-002", "run", "store")
     ledger.save()
     again = Ledger(ledger.file)
     assert [trial.name for trial in again.trials] == ["trial-001", "trial-002"]
@@ -58,6 +67,18 @@ def test_what_ran_when_a_sweep_died_waits_again(ledger: Ledger):
     again = Ledger(ledger.file)
     assert [trial.state for trial in again.trials] == ["waiting", "waiting", "finished"]
     assert [trial.ended for trial in again.trials] == [False, False, True]
+
+
+def test_what_failed_before_it_was_recorded_is_tried_again(ledger: Ledger):
+    for name in ("trial-001", "trial-002"):
+        failed = ledger.add({"lr": 0.1}, max_epochs=2)
+        assert failed.name == name
+        failed.state, failed.error = "failed", "the MLflow server does not answer"
+    ledger.save()
+    record_run(ledger.file.parent / "trial-002", "run", "store")
+    first, second = Ledger(ledger.file).trials
+    assert (first.state, first.error) == ("waiting", "")
+    assert (second.state, second.error) == ("failed", "the MLflow server does not answer")
 
 
 def test_a_waiting_trial_is_found_by_its_values_once(ledger: Ledger):
@@ -78,38 +99,57 @@ def test_a_waiting_trial_is_found_by_its_values_once(ledger: Ledger):
 
 def test_the_keeper_writes_down_what_happens(ledger: Ledger, tmp_path: Path):
     for _ in range(2):
-        ledger.add({}, max_epochs=2)
+        trial = ledger.add({}, max_epochs=2)
+        record_run(ledger.file.parent / trial.name, "run", "store")
     tell, ended = keeper(ledger)
     good = RayTrial("trial-001")
     tell.on_trial_start(0, [], good)
     assert Ledger(ledger.file).trials[0].state == "waiting"
     assert json.loads(ledger.file.read_text())[0]["state"] == "running"
     tell.on_trial_result(0, [], good, {EPOCH: 1.0, VALID_MEAN: 2.0})
-    tell.on_trial_result(0, [], good, {EPOCH: 1.0, VALID_MEAN: 9.0})
     tell.on_trial_result(0, [], good, {EPOCH: 2.0, VALID_MEAN: math.nan})
+    # A worker that was restarted tells an epoch again.
+    tell.on_trial_result(0, [], good, {EPOCH: 1.0, VALID_MEAN: 9.0})
     tell.on_trial_complete(0, [], good)
     assert ended == []
-    # The report of epoch 3 came with the last one only.
-    tell.on_trial_result(0, [], good, {FINISHED: 1.0, EPOCH: 3.0, VALID_MEAN: 1.0})
+    # Time was up within the next epoch: twice, and the second score is the better one.
+    tell.on_trial_result(0, [], good, {EPOCH: 2, VALID_MEAN: 0.5})
+    tell.on_trial_result(0, [], good, {EPOCH: 2, VALID_MEAN: 0.1})
+    tell.on_trial_result(0, [], good, {FINISHED: 1.0, BEST: 2.0})
     tell.on_trial_complete(0, [], good)
     assert ended == ["trial-001 finished"]
     known = Ledger(ledger.file)["trial-001"]
-    # Epoch 1 was told twice, as after a worker's restart: the first counts.
-    assert [epoch for epoch, _ in known.validations] == [1, 2, 3]
+    assert known.validations == [(1, 2.0), (2, 0.5)]
     assert known.best_usdr == 2.0
     error_file = tmp_path / "error.pkl"
     error_file.write_bytes(cloudpickle.dumps(FloatingPointError("not finite")))
-    tell.on_trial_error(0, [], RayTrial("trial-002", error_file=error_file))
+    tell.on_trial_error(0, [], RayTrial("trial-002", pickled_error_file=error_file))
     failed = Ledger(ledger.file)["trial-002"]
     assert (failed.state, failed.error) == ("failed", "FloatingPointError: not finite")
     assert ended[1:] == ["trial-002 failed"]
 
 
-def test_a_trial_that_dies_leaves_no_more_than_that(ledger: Ledger):
+@pytest.mark.parametrize(
+    ("pickled", "printed", "said"),
+    [
+        (None, None, "it died without a word"),
+        (b"no pickle", None, "it died without a word"),
+        (b"no pickle", "Traceback\nTuneError: no answer\n", "TuneError: no answer"),
+        (None, "", "it died without a word"),
+    ],
+)
+def test_a_trial_that_dies_says_what_it_can(
+    ledger: Ledger, tmp_path: Path, pickled: bytes | None, printed: str | None, said: str
+):
     ledger.add({}, max_epochs=2)
     tell, _ = keeper(ledger)
-    tell.on_trial_error(0, [], RayTrial("trial-001", error_file=Path("nowhere")))
-    assert ledger["trial-001"].error == "it died without a word"
+    files = tmp_path / "error.pkl", tmp_path / "error.txt"
+    if pickled is not None:
+        files[0].write_bytes(pickled)
+    if printed is not None:
+        files[1].write_text(printed)
+    tell.on_trial_error(0, [], RayTrial("trial-001", 0, *files))
+    assert ledger["trial-001"].error == said
 
 
 def test_ray_tune_may_copy_what_it_is_given(ledger: Ledger):
@@ -152,7 +192,8 @@ def run_sweep(ledger: Ledger, names: list[str], scheduler: Any, number: int = 0)
             if decision == TrialScheduler.STOP:
                 break
         else:
-            last = {FINISHED: 1.0, EPOCH: 9.0, VALID_MEAN: CURVES[name][-1]}
+            last = {FINISHED: 1.0, BEST: CURVES[name][-1]}
+            assert scheduler.on_trial_result(None, trial, last) == TrialScheduler.CONTINUE
             tell.on_trial_result(0, [], trial, last)
     return decisions
 
@@ -195,7 +236,7 @@ def test_early_stopping_goes_on_as_if_nothing_had_happened(tmp_path: Path, kille
         count = 0
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
-            self.count += 1
+            self.count += EPOCH in result
             if self.count > killed_after:
                 raise Killed
             return super().on_trial_result(tune_controller, trial, result)
