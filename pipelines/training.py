@@ -26,6 +26,7 @@ from data_prep.atomic import AtomicPath
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
 from pipelines.config import VALID_MEAN, TrainConfig
+from pipelines.devices import settle_buckets, use_bf16
 from pipelines.meters import LossMeter, peak_memory_gb, reset_peak_memory
 from pipelines.training_state import TrainingState, initial_model
 
@@ -59,15 +60,6 @@ class TrainingJob:
     shards: Path
     metadata: dict[str, Any]
     """Saved with every checkpoint: manifest hash, git commit, MLflow run id ..."""
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: when asked, or with "auto" where the hardware has it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 class Training:
@@ -112,7 +104,8 @@ class Training:
             model.heads.compile()
         if self.config.transfer and not self._trunk_is_due():
             model.freeze_trunk()
-        self.wrap, self.network = wrap, wrap(model)
+        self.wrap = wrap
+        self.network = self._wrapped()
         self.loss_weights = torch.tensor(self.config.loss_weights, device=device)
         self.started = time.monotonic() - self.state.progress.elapsed_seconds
 
@@ -271,7 +264,14 @@ class Training:
         # The old wrapper's hooks go with it, before the new one's are made.
         self.network = self.state.model
         gc.collect()
-        self.network = self.wrap(self.state.model)
+        self.network = self._wrapped()
+
+    def _wrapped(self) -> nn.Module:
+        network = self.wrap(self.state.model)
+        # Where nothing repeats itself to the bit, torch.compile is not to meet an odd shape.
+        if self.world_size > 1 and self.device.type == "cpu":
+            settle_buckets(network, self.config.stft, self.device)
+        return network
 
     def _costs(self) -> dict[str, float]:
         """What the training has taken so far, on rank 0."""

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from torch import Tensor
 
 from bsrnn_core.config import ModelConfig, StftConfig
@@ -99,6 +102,22 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     for drawing in (plots, comparison_plots):
         monkeypatch.setattr(drawing, "save_figure", keep)
     return drawn
+
+
+@pytest.fixture(scope="session")
+def runs_by_name() -> Callable[[MlflowClient, str], dict[str, Run]]:
+    """``runs_by_name(client, experiment)``: all runs of an experiment, of which no two share a
+    name."""
+
+    def find(client: MlflowClient, experiment: str) -> dict[str, Run]:
+        found = client.get_experiment_by_name(experiment)
+        assert found is not None
+        runs = client.search_runs([found.experiment_id])
+        by_name = {str(run.info.run_name): run for run in runs}
+        assert len(by_name) == len(runs)
+        return by_name
+
+    return find
 
 
 TOY_EXPERIMENT = shlex.split(

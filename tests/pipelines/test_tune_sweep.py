@@ -193,14 +193,9 @@ def client(toy_sweep: ToySweep) -> MlflowClient:
 
 
 @pytest.fixture(scope="module")
-def runs(client: MlflowClient) -> dict[str, Run]:
+def runs(client: MlflowClient, runs_by_name) -> dict[str, Run]:
     """All runs of the store by name, each once."""
-    experiment = client.get_experiment_by_name("toys")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
-    by_name = {str(run.info.run_name): run for run in found}
-    assert len(by_name) == len(found)
-    return by_name
+    return runs_by_name(client, "toys")
 
 
 def test_it_was_killed_in_the_second_trial(toy_sweep: ToySweep):
