@@ -18,7 +18,7 @@ from bsrnn_core.errors import BadInput
 from pipelines import base, tracking
 from pipelines.config import VALID_MEAN, TrainConfig
 from pipelines.config_files import with_values
-from pipelines.launch import Launch, build_trainer, run_trainer
+from pipelines.launch import JOURNAL_FILE, Launch, build_trainer, run_trainer
 from pipelines.tune_plan import Plan, TuneConfig, trial_config
 from pipelines.tune_space import as_words
 from pipelines.tune_trials import BEST, FINISHED, Ledger, Trial
@@ -144,6 +144,15 @@ def close_all(ledger: Ledger, setting: Setting) -> None:
         never_begun = trial.name not in recorded and trial.state == "waiting"
         if not never_begun and recorded.get(trial.name) != wanted:
             _close(trial, setting)
+        if trial.state != "finished":
+            _send_what_is_left(setting.folder / trial.name)
+
+
+def _send_what_is_left(folder: Path) -> None:
+    """Let the points of a trial that was stopped arrive, which had no time to send them."""
+    record, journal = base.recorded_run(folder), folder / JOURNAL_FILE
+    if record and journal.exists():
+        tracking.Tracker(record["run_id"], record["tracking_uri"], journal=journal).close()
 
 
 def _outcome(trial: Trial) -> str:

@@ -19,6 +19,7 @@ from data_prep.config import SourceConfig
 from pipelines import base, launch, tracking, tune
 from pipelines.config import TrainConfig, tiny
 from pipelines.parent_run import parent_run
+from pipelines.tracking_journal import Journal, Point
 from pipelines.tune_plan import TuneConfig, plan
 from pipelines.tune_room import DRIVER_CPUS, fitted_room, trials_that_fit
 from pipelines.tune_runs import Setting, close_all, report_end, trial_options
@@ -257,6 +258,22 @@ def test_mlflow_ends_up_with_what_became_of_the_trials(recorded: Setting):
     client.delete_tag(failed.run_id, "error")
     close_all(ledger, recorded)
     assert tracking.find_runs(uri, "sweeps") == everyone
+
+
+def test_the_last_points_of_a_stopped_trial_arrive(recorded: Setting):
+    ledger = tune._ledger(recorded)
+    uri, trial = recorded.tracking_uri, ledger.trials[0]
+    run_id = tracking.create_run(uri, "sweeps", trial.name, {}, {}, recorded.run_id)
+    base.record_run(recorded.folder / trial.name, run_id, uri)
+    points = [Point("train/loss", 1 / step, 1000 * step, step) for step in range(1, 4)]
+    Journal(recorded.folder / trial.name / "metrics.jsonl").write(points)
+    trial.state = "stopped early"
+    for _ in range(2):
+        close_all(ledger, recorded)
+        history = MlflowClient(uri).get_metric_history(run_id, "train/loss")
+        assert [(point.step, point.value) for point in history] == [(1, 1), (2, 1 / 2), (3, 1 / 3)]
+    (run,) = tracking.find_runs(uri, "sweeps", "tags.outcome = 'stopped early'")
+    assert run.status == "KILLED"
 
 
 def test_a_store_that_is_away_at_the_end_is_no_failure(
