@@ -158,7 +158,7 @@ def plot_tradeoffs(points: Sequence[Point], colour_by: str, title: str, path: Pa
                 textcoords="offset points", fontsize=8, color=INK,
             )  # fmt: skip
         panel.set_xscale("log")
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel(label)
