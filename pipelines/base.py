@@ -4,8 +4,8 @@
     ray job submit -- python pipelines/base.py --part drums --shards /data/shards --name drums
 
 The results go to OUT/NAME: `best` and `last` (checkpoint folders), `config.yaml` (every option, as
-`--config` takes it), `run.json` (the MLflow run), `costs.json` and `samples/` (a validation song,
-separated).
+`--config` takes it), `run.json` (the MLflow run), `metrics.jsonl` (its curves), `costs.json` and
+`samples/` (a validation song, separated).
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import math
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,24 @@ def train(
         )
     launch = _launch(config, folder, dataset, before, tags or {}, parent_run_id)
     save_yaml(dataclasses.replace(config, resume=False), folder / RUN_CONFIG)
-    status = "FAILED"
-    try:
+    with finishing(launch.run_id, launch.tracking_uri):
         launch_with(launch)
         _keep_samples(launch, dataset)
+    return launch
+
+
+@contextmanager
+def finishing(run_id: str, tracking_uri: str) -> Iterator[None]:
+    """Mark an MLflow run at the end: as finished, as killed by Ctrl-C, or else as failed."""
+    status: tracking.RunStatus = "FAILED"
+    try:
+        yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        tracking.finish_run(launch.run_id, launch.tracking_uri, status)
-    return launch
+        tracking.finish_run(run_id, tracking_uri, status)
 
 
 def run_folder(config: TrainConfig) -> Path:

@@ -69,8 +69,7 @@ def run(config: ExperimentConfig) -> Path:
     slots, threads = room(config.train.cluster, config.max_concurrent)
     shards = _shards(config)
     run_id, uri = parent_run(config, config.train, folder, "experiment")
-    status: tracking.RunStatus = "FAILED"
-    try:
+    with base.finishing(run_id, uri):
         with report.progress(counted=True) as bars, report.log_above():
             setting = Setting(
                 folder=folder,
@@ -89,12 +88,6 @@ def run(config: ExperimentConfig) -> Path:
                 f"{len(failed)} of {len(steps)} trainings failed or could not begin "
                 f"({', '.join(failed)}); the same command with --resume tries them again"
             )
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracking.finish_run(run_id, uri, status)
     return folder / COMPARISON
 
 

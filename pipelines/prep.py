@@ -73,11 +73,13 @@ def _verify(config: PrepCommandConfig) -> None:
         )
     prep = manifest.prep_config
     location = config.source.musdbhq_location or prep.source.musdbhq_location
-    source = dataclasses.replace(prep.source, musdbhq_location=location)
+    prep = dataclasses.replace(
+        prep, source=dataclasses.replace(prep.source, musdbhq_location=location)
+    )
     # The songs must be there before anything is removed.
-    plan_dataset(dataclasses.replace(prep, source=source), folder)
+    plan_dataset(prep, folder)
     remove_broken(broken)
-    prepare_shards(dataclasses.replace(prep, source=source), folder)
+    prepare_shards(prep, folder)
 
 
 def prepare_shards(config: PrepConfig, out: str | Path) -> Manifest:

@@ -27,11 +27,11 @@ from ray.util.state.exception import RayStateApiException
 from bsrnn_core.errors import BadInput
 from data_prep.batches import training_channels
 from data_prep.shards import ShardDataset
-from pipelines import base, tracking, tune_results
+from pipelines import base, tune_results
 from pipelines.launch import start_ray
 from pipelines.parent_run import parent_folder, parent_run
 from pipelines.status_board import StatusBoard
-from pipelines.tune_plan import Plan, TuneConfig, datasets, plan, trial_config
+from pipelines.tune_plan import Plan, TuneConfig, datasets, plan
 from pipelines.tune_progress import show_trials
 from pipelines.tune_room import DRIVER_CPUS, fitted_room
 from pipelines.tune_runs import Setting, close_all, report_end, run_trial
@@ -71,8 +71,7 @@ def run(config: TuneConfig) -> Path:
     for remark in space.remarks:
         logger.info("%s", remark)
     run_id, uri = parent_run(config, config.train, folder, "sweep")
-    status: tracking.RunStatus = "FAILED"
-    try:
+    with base.finishing(run_id, uri):
         setting = Setting(
             config=config,
             space=space,
@@ -90,14 +89,7 @@ def run(config: TuneConfig) -> Path:
             ledger.halt()
             ledger.save()
             close_all(ledger, setting)
-        report = tune_results.write(config, space, folder, ledger, run_id, uri)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracking.finish_run(run_id, uri, status)
-    return report
+        return tune_results.write(config, space, folder, ledger, run_id, uri)
 
 
 def _check_dashboard() -> None:
@@ -127,9 +119,12 @@ def _shards(config: TuneConfig, space: Plan) -> dict[str, str]:
 
 def _ledger(setting: Setting) -> Ledger:
     """What is known of the trials. Those of a list are in it from the start."""
-    ledger = Ledger(setting.folder / LEDGER_FILE)
-    for values in (setting.space.points or ())[len(ledger.trials) :]:
-        ledger.add(values, trial_config(setting.config, values).optim.max_epochs)
+    ledger, space = Ledger(setting.folder / LEDGER_FILE), setting.space
+    for trial in ledger.trials:
+        # The values of the space, and not what JSON made of them.
+        trial.values = {a.name: a.value(a.drawn(trial.values[a.name])) for a in space.axes}
+    for values in (space.points or ())[len(ledger.trials) :]:
+        ledger.add(values, _max_epochs(setting.config, values))
     return ledger
 
 

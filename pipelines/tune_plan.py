@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from bsrnn_core.bands import model_bands
 from bsrnn_core.config import BsrnnConfig, ModelConfig
 from bsrnn_core.errors import BadInput
@@ -257,8 +259,6 @@ def _misfit(checkpoint: str, transfer: bool, bsrnn: BsrnnConfig) -> str:
 
 def _drawn(config: TuneConfig, axes: Sequence[Axis]) -> list[Values]:
     """Different trials that can be trained, drawn with the sweep's seed."""
-    import numpy as np
-
     chance = np.random.RandomState(config.train.seed)
     wanted = _samples(config)
     found: dict[str, Values] = {}

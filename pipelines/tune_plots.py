@@ -88,7 +88,7 @@ def _height(axis: Axis, value: Any, offset: float) -> float:
     """Where on an axis from 0 to 1 a value lies."""
     if axis.is_list:
         places = _ordered(axis)
-        place = [as_word(known) for known in places].index(as_word(value))
+        place = places.index(value)
         return (place + 0.5) / len(places) + offset / len(places)
     low, high = axis.ends
     if axis.distribution.startswith("log"):

@@ -1,7 +1,9 @@
 """Tables: numbers as people read them, and names that look like markup left as they are."""
 
 import io
+import logging
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,14 @@ def test_progress_shows_counts_and_rates() -> None:
     Console(file=output, width=100).print(bar.get_renderable())
     assert "scoring" in output.getvalue()
     assert "2/5 2.0 x real time" in output.getvalue()
+
+
+def test_lines_of_the_log_go_where_rich_redirects_them(monkeypatch: pytest.MonkeyPatch):
+    handler = logging.StreamHandler(sys.__stderr__)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    redirected = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", redirected)
+    with report.log_above():
+        logging.getLogger().warning("above the table")
+        assert redirected.getvalue() == "above the table\n"
+    assert handler.stream is sys.__stderr__

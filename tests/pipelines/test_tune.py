@@ -144,6 +144,15 @@ def test_a_list_of_trials_is_in_the_ledger_from_the_start(tmp_path: Path):
     assert [trial.state for trial in again.trials] == ["finished", *["waiting"] * 3]
 
 
+def test_values_are_those_of_the_space_again_when_a_sweep_is_resumed(tmp_path: Path):
+    asked = config(
+        "stem_weights=[[1,2],[2,1]]", "hidden_dim=[null,8]", train={"part": ("drums", "bass")}
+    )
+    first = tune._ledger(setting(asked, tmp_path, ""))
+    assert [trial.values["stem_weights"] for trial in first.trials][::2] == [(1.0, 2.0), (2.0, 1.0)]
+    assert tune._ledger(setting(asked, tmp_path, "")).trials == first.trials
+
+
 def test_more_random_trials_may_be_asked_for(tmp_path: Path):
     space = "lr=loguniform(1e-4,1e-2)"
     few = tune._ledger(setting(config(space, search="random", num_samples=2), tmp_path, ""))
