@@ -33,8 +33,9 @@ from data_prep.prepare import prepare
 from pipelines import tracking
 from pipelines.config import PRESETS, ClusterConfig, TrainConfig
 from pipelines.devices import use_bf16
-from pipelines.launch import Launch, build_trainer, start_ray
+from pipelines.launch import build_trainer, start_ray
 from pipelines.training import Training, TrainingJob
+from pipelines.worker import Launch
 
 AIM = 0.95
 CPU = torch.device("cpu")

@@ -5,6 +5,7 @@ worth knowing of the training under "metadata". A folder is written under a temp
 renamed, so that one that carries its name is whole.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from bsrnn_core.model import BSRNN
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+FULL_BYTES = 64 * 1024
+"""With less room than this a disk is taken to be full when PyTorch fails to write to it."""
 
 
 def _previous(folder: Path) -> Path:
@@ -32,7 +35,8 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a new folder, then put it in the place of ``folder``, all or nothing.
 
     A folder cannot be replaced in one step, so for a moment the old one is called *.previous;
-    ``existing_folder`` finds it there should the process die in that moment.
+    ``existing_folder`` finds it there should the process die in that moment. Raises BadInput when
+    the disk is full; the old folder then stays as it is.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
@@ -50,10 +54,23 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
         temporary.rename(folder)
-    except BaseException:
+    except BaseException as error:
+        full = _disk_is_full(temporary, error)
         shutil.rmtree(temporary, ignore_errors=True)
+        if full:
+            raise BadInput(
+                f"{folder.parent} has no room for {folder.name}: the disk is full, make room on it"
+            ) from error
         raise
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _disk_is_full(folder: Path, error: BaseException) -> bool:
+    if isinstance(error, (OSError, SafetensorError)):
+        reasons = (errno.ENOSPC, errno.EDQUOT)
+        return any(os.strerror(reason) in str(error) for reason in reasons)
+    # PyTorch does not say why it could not write.
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < FULL_BYTES
 
 
 def existing_folder(folder: Path) -> Path | None:

@@ -32,10 +32,11 @@ from data_prep.shards import ShardDataset
 from pipelines import plots, report, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG, changes, read_yaml, save_yaml, yaml_values
-from pipelines.launch import Launch, check_resources, launch_training, start_ray
+from pipelines.launch import check_resources, launch_training, start_ray
 from pipelines.prep import prepare_shards
 from pipelines.training import TrainingJob
 from pipelines.training_state import differences, initial_model
+from pipelines.worker import Launch
 
 logger = logging.getLogger(__name__)
 

@@ -91,9 +91,16 @@ class ClusterConfig:
     data_loader_workers: int = 1
     """Threads that decode and remix ahead of the step, per worker."""
     max_failures: int = 3
-    """Times that Ray restarts the workers from the last checkpoint."""
+    """Times that Ray restarts the workers from the last checkpoint (those after which a machine had
+    been announced to go are not counted; -1: always)."""
+    stall_seconds: float = 60.0
+    """After so long a worker that waits for data or for others is named in the log (0: never)."""
+    wait_minutes: float = 15.0
+    """How long to wait for machines of a cluster that are still to come."""
 
     def __post_init__(self) -> None:
+        if self.stall_seconds < 0:
+            raise BadInput(f"stall_seconds must not be negative, but is {self.stall_seconds:g}")
         if self.num_workers < 1:
             raise BadInput(f"num_workers must be at least 1, not {self.num_workers}")
         if self.data_loader_workers < 1:

@@ -1,9 +1,18 @@
-"""What depends on where a training runs: number formats, and the buckets of DDP."""
+"""What depends on where a training runs: cores, number formats, and the buckets of DDP."""
+
+import os
 
 import torch
 from torch import nn
 
 from bsrnn_core.config import StftConfig
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

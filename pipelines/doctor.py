@@ -153,7 +153,7 @@ def driver_version() -> str | None:
 
 def check_cores() -> Finding:
     """The CPU cores that this process may use."""
-    from pipelines.launch import cores
+    from pipelines.devices import cores
 
     if cores() < 2:
         return Finding("cores", "limited", "1", "training and decoding share it: expect half speed")

@@ -1,4 +1,7 @@
-"""The only place that starts Ray and builds a trainer; train and tune share it."""
+"""The only place that starts Ray and builds a trainer; train and tune share it.
+
+What its workers run is in worker.py.
+"""
 
 import logging
 import os
@@ -6,28 +9,30 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import ray
+import ray.autoscaler.sdk
 import ray.exceptions
 import ray.train
 import ray.train.torch
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from bsrnn_core.errors import BadInput
 from pipelines.config import ClusterConfig
+from pipelines.devices import cores
+from pipelines.sigterm import SigtermNoted, sigterm_asks
+from pipelines.stalls import StallReport
 from pipelines.status_board import StatusBoard
-from pipelines.tracking import Tracker
-from pipelines.training import Events, Training, TrainingJob
+from pipelines.worker import Launch, train_worker
 
-JOURNAL_FILE = "metrics.jsonl"
-"""In a run's folder: every point of its curves."""
+logger = logging.getLogger(__name__)
+
 SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
 PROCESSES_AT_ONCE = 8
@@ -43,12 +48,19 @@ def start_ray(num_workers: int = 0, *, dashboard: bool = False) -> None:
 
     A local Ray gets a logical CPU per core, and always enough for ``num_workers`` workers. Its
     ``dashboard`` answers what Ray asks to clean up after a training that Tune has stopped.
+    SIGTERM is what Ctrl-C is from then on, where Ray would have the process exit with 15.
     """
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
-        return
+    else:
+        _start_local_ray(num_workers, dashboard)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _start_local_ray(num_workers: int, dashboard: bool) -> None:
     # glibc gives every thread a heap of its own, which large tensors soon fragment: a training of
     # the tiny preset held twice the memory (docs/results.md).
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
@@ -100,30 +112,49 @@ def _known_address() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def use_gpu(device: str) -> bool:
-    """Whether workers get a GPU each. Raises BadInput when asked for and there is none."""
+    """Whether workers get a GPU each. Raises BadInput when asked for and there is none.
+
+    On a cluster that was joined, GPUs that are asked for by name may be yet to come.
+    """
     gpus = ray.cluster_resources().get("GPU", 0)
-    if device == "cuda" and not gpus:
+    if device == "cuda" and not gpus and not _may_grow():
         raise BadInput("device cuda was asked for, but Ray sees no GPU; leave --device at auto")
-    return device != "cpu" and gpus > 0
+    return device == "cuda" or (device == "auto" and gpus > 0)
+
+
+def _may_grow() -> bool:
+    """Whether nodes may join: a Ray of this machine alone is what it is."""
+    return bool(os.environ.get("RAY_ADDRESS")) or len(ray.nodes()) > 1
 
 
 def check_resources(cluster: ClusterConfig) -> None:
-    """Raises BadInput when the cluster can never hold the workers, instead of waiting for ever."""
+    """See that the cluster can hold the workers; one that may grow is asked to, and waited for.
+
+    Raises BadInput when it does not hold them (after ``wait_minutes``), instead of waiting for
+    ever.
+    """
     kind = "GPU" if use_gpu(cluster.device) else "CPU"
-    there = ray.cluster_resources().get(kind, 0)
-    if cluster.num_workers > there:
-        raise BadInput(
-            f"num_workers = {cluster.num_workers} needs {cluster.num_workers} {kind}s, "
-            f"but the cluster has {there:g}"
-        )
+    deadline = time.monotonic() + 60 * cluster.wait_minutes * _may_grow()
+    asked = False
+    while (there := ray.cluster_resources().get(kind, 0)) < cluster.num_workers:
+        if time.monotonic() >= deadline:
+            waited = f" after {cluster.wait_minutes:g} minutes of waiting" if asked else ""
+            raise BadInput(
+                f"num_workers = {cluster.num_workers} needs {cluster.num_workers} {kind}s, "
+                f"but the cluster has {there:g}{waited}"
+            )
+        if not asked:
+            asked = True
+            logger.info(
+                "the cluster has %g of %d %ss: waiting up to %g minutes for more",
+                *(there, cluster.num_workers, kind, cluster.wait_minutes),
+            )
+            ray.autoscaler.sdk.request_resources(bundles=[{kind: 1}] * cluster.num_workers)
+        time.sleep(1)
+    if asked:
+        # The trainer asks for its own: nothing is to keep the nodes after it.
+        ray.autoscaler.sdk.request_resources(bundles=[])
 
 
 def room(cluster: ClusterConfig, max_concurrent: int | None) -> tuple[int, int | None]:
@@ -154,65 +185,6 @@ def parallel_tasks(task_bytes: float, waiting: int = 0) -> int:
     return max(1, min(limit, int(there.get("memory", task_bytes) // max(1.0, task_bytes))))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """A training and where it is logged and shown."""
-
-    job: TrainingJob
-    run_id: str
-    tracking_uri: str
-
-
-def train_worker(settings: dict[str, Any]) -> str | None:
-    """What each Ray Train worker runs; returns why a training can go on no more.
-
-    An exception would have Ray try the same again from the last checkpoint.
-    """
-    try:
-        _train(settings)
-    except FloatingPointError as error:
-        return str(error)
-    return None
-
-
-def _train(settings: dict[str, Any]) -> None:
-    launch: Launch = settings["launch"]
-    config = launch.job.config
-    context = ray.train.get_context()
-    torch.set_num_threads(
-        config.cluster.threads_per_worker or max(1, cores() // context.get_local_world_size())
-    )
-    device = ray.train.torch.get_device()
-    events = Events(on_epoch=ray.train.report)
-    board = settings["board"]
-
-    def wrap(model: torch.nn.Module) -> torch.nn.Module:
-        return ray.train.torch.prepare_model(
-            model,
-            parallel_strategy_kwargs={
-                "forward_sync_buffers": False,
-                "gradient_as_bucket_view": True,
-            },
-        )
-
-    if context.get_world_rank() > 0:
-        Training(launch.job, device=device, wrap=wrap, events=events).run()
-        return
-    journal = launch.job.folder / JOURNAL_FILE
-    with Tracker(launch.run_id, launch.tracking_uri, journal=journal) as tracker:
-        events.on_metrics = tracker.log
-        if board is not None:
-            events.on_step = lambda status: board.post.remote(config.name, status)
-            events.on_epoch = lambda metrics: _report(board, config.name, metrics)
-        Training(launch.job, device=device, wrap=wrap, events=events).run()
-
-
-def _report(board: Any, name: str, metrics: dict[str, float]) -> None:
-    # On the board before the training can go on or end.
-    ray.get(board.post_epoch.remote(name, metrics))
-    ray.train.report(metrics)
-
-
 def build_trainer(launch: Launch, board: Any = None) -> Any:
     """A TorchTrainer for a training; gloo on CPUs and nccl on GPUs, chosen by Ray.
 
@@ -224,6 +196,7 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"launch": launch, "board": board},
+        torch_config=SigtermNoted(),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
             use_gpu=gpu,
@@ -242,15 +215,26 @@ def launch_training(
 ) -> None:
     """Run a training to its end, calling ``show`` with its status twice a second.
 
-    Raises as ``run_trainer`` does.
+    Workers that keep it waiting are named in the log. SIGTERM has it end after a last checkpoint,
+    once it makes steps. Raises as ``run_trainer`` does.
     """
-    board, name = StatusBoard.remote(), launch.job.config.name
+    board: Any = StatusBoard.remote()
+    config, steps_are_made = launch.job.config, Event()
+    stalls = StallReport(config.cluster.stall_seconds)
 
     def show_own(statuses: Mapping[str, dict[str, float]]) -> None:
-        if name in statuses:
-            show(statuses[name])
+        if config.name in statuses:
+            steps_are_made.set()
+            show(statuses[config.name])
+        for sentence in stalls.sentences(ray.get(board.read_beats.remote(config.name))):
+            logger.warning("%s: %s", config.name, sentence)
 
-    with polling(board, show_own):
+    def ask_to_end() -> bool:
+        if steps_are_made.is_set():
+            board.ask_to_end.remote(config.name)
+        return steps_are_made.is_set()
+
+    with polling(board, show_own), sigterm_asks(ask_to_end):
         run_trainer(build_trainer(launch, board))
 
 
@@ -258,8 +242,8 @@ def run_trainer(trainer: Any) -> None:
     """Run a trainer to its end.
 
     Raises ray.train.TrainingFailedError when it failed more often than ``max_failures``,
-    FloatingPointError when its loss is no longer finite, and KeyboardInterrupt when it is
-    interrupted.
+    FloatingPointError when its loss is no longer finite, BadInput when its data cannot be used,
+    and KeyboardInterrupt when it is interrupted.
     """
     # Ray's own handler of Ctrl-C ends the workers, but exits with 0 and stays in place for good.
     before = signal.getsignal(signal.SIGINT)
@@ -271,7 +255,7 @@ def run_trainer(trainer: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
     if problem:
-        raise FloatingPointError(problem)
+        raise problem
 
 
 @contextmanager
@@ -285,10 +269,9 @@ def polling(board: Any, show: Callable[[Mapping[str, dict[str, float]]], None]) 
         while not last:
             last = done.wait(0.5)
             try:
-                statuses: Any = ray.get(board.read.remote())
+                show(ray.get(board.read.remote()))
             except ray.exceptions.RayError:
                 return  # Ray is gone, and so is what was shown
-            show(statuses)
 
     thread = Thread(target=poll, daemon=True)
     thread.start()

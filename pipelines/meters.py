@@ -4,6 +4,7 @@ import math
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,17 @@ class LossMeter:
         """Count one step with the stems' losses [S] and its gradient's norm."""
         self.sums += torch.cat([losses, norm[None]])
         self.steps += 1
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint between two looks keeps of this worker's means."""
+        elapsed = time.monotonic() - self.since
+        return {"sums": self.sums.cpu(), "steps": self.steps, "elapsed_seconds": elapsed}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.sums = state["sums"].to(self.device)
+        self.steps = state["steps"]
+        self.since = time.monotonic() - state["elapsed_seconds"]
 
     def take(self, world_size: int) -> dict[str, float]:
         """The means over steps and workers, then start anew; nothing when there was no step."""

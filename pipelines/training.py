@@ -9,10 +9,10 @@ import gc
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,35 +20,24 @@ from torch import Tensor, nn
 
 from bsrnn_core import BSRNN, checkpoint
 from bsrnn_core.losses import separation_loss
-from bsrnn_core.metrics import Aggregate, aggregate, track_usdr
-from bsrnn_core.separation import separate
 from data_prep.atomic import AtomicPath
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
 from pipelines.config import VALID_MEAN, TrainConfig
 from pipelines.devices import settle_buckets, use_bf16
+from pipelines.events import Events
 from pipelines.meters import LossMeter, peak_memory_gb, reset_peak_memory
+from pipelines.stopping import Interrupted, Stop, agree
 from pipelines.training_state import TrainingState, initial_model
+from pipelines.validation import score_tracks, stem_scores
 
-VALIDATION_OVERLAP = 0.25
-"""Validation is there to compare epochs, so it overlaps its windows less than evaluation does."""
+T = TypeVar("T")
+
 COSTS_FILE = "costs.json"
 """In a run's folder: the metrics ``system/...`` as of its last checkpoint, which they are no part
 of, so that two like trainings have like checkpoints."""
 STOP_CHECK_STEPS_ON_GPU = 10
-"""Steps between two looks at the time budget on a GPU, where each makes the CPU wait."""
-
-
-@dataclass(kw_only=True)
-class Events:
-    """What a training tells the world, and by whom it is heard."""
-
-    on_step: Callable[[dict[str, float]], None] = field(default=lambda status: None)
-    """Called on rank 0 after every step, with where the training stands."""
-    on_metrics: Callable[[int, dict[str, float]], None] = field(default=lambda step, metrics: None)
-    """Called on rank 0 with (step, metrics) to be logged."""
-    on_epoch: Callable[[dict[str, float]], None] = field(default=lambda metrics: None)
-    """Called on every rank at the end of every epoch."""
+"""Steps between two looks at whether to stop on a GPU, where each makes the CPU wait."""
 
 
 @dataclass(kw_only=True)
@@ -97,8 +86,9 @@ class Training:
         resumed = checkpoint.existing_folder(self.last_folder) is not None
         model = (BSRNN(bsrnn) if resumed else initial_model(self.config)).to(device)
         self.state = TrainingState(model, optim, self.batches.steps_per_epoch)
+        self.meter = LossMeter(self.config.part, self.config.loss_weights, device)
         if resumed:
-            self.state.restore(self.last_folder, self.rank)
+            self._restore()
         if optim.compile:
             model.trunk.compile()
             model.heads.compile()
@@ -120,13 +110,21 @@ class Training:
         return self.job.folder / "best"
 
     def run(self) -> None:
-        """Train until the epochs, the time budget or the patience are used up."""
+        """Train until the epochs, the time budget or the patience are used up.
+
+        Raises Interrupted when a worker is told to stop, and FloatingPointError when the loss or
+        its gradient is not finite any more.
+        """
         progress = self.state.progress
         while progress.epoch < self.config.optim.max_epochs and not progress.stopped_early:
             finished = self.train_epoch()
+            validates = not finished or self._validation_is_due(progress.epoch + 1)
+            if validates:
+                # Scoring whole songs takes long: a kill meanwhile is not to cost the steps.
+                self.save({})
             if finished:
                 progress.epoch += 1
-            scores = self.validate() if not finished or self._validation_is_due() else {}
+            scores = self.validate() if validates else {}
             self.save(scores)
             if self.rank == 0:
                 self.events.on_metrics(progress.step, self._costs())
@@ -142,29 +140,40 @@ class Training:
         if self.state.model.trunk_is_frozen and self._trunk_is_due():
             self._unfreeze()
         self.network.train()
-        meter = LossMeter(self.config.part, self.config.loss_weights, self.device)
         began = time.monotonic() - progress.step_seconds
         threads = self.config.cluster.data_loader_workers
-        for batch in self.batches.epoch(epoch, first_step, threads):
-            if self._out_of_time():
-                self._log_training(meter)
+        for batch in self._arriving(self.batches.epoch(epoch, first_step, threads)):
+            stop = self._agreed_stop()
+            if stop is Stop.OUT_OF_TIME:
+                self._log_training()
                 return False
+            if stop:
+                self.save({})
+            if stop > Stop.OUT_OF_TIME:
+                raise Interrupted(stop, progress.step)
             losses, norm = self.train_step(batch.to(self.device))
             if progress.skipped_in_row:
                 self._give_up_if_hopeless()
             else:
-                meter.add(losses, norm)
+                self.meter.add(losses, norm)
             progress.step_seconds = time.monotonic() - began
             if self.rank == 0:
-                self.events.on_step(self._status(meter))
-            checkpoint_is_due = self._checkpoint_is_due()
-            # A curve's points must not depend on whether this checkpoint is gone on from.
-            if checkpoint_is_due or progress.step % optim.log_every_steps == 0:
-                self._log_training(meter)
-            if checkpoint_is_due:
+                self.events.on_step(self._status())
+            if progress.step % optim.log_every_steps == 0:
+                self._log_training()
+            if self._checkpoint_is_due():
                 self.save({})
-        self._log_training(meter)
+        self._log_training()
         return True
+
+    def _arriving(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, with the wait for each told."""
+        progress = self.state.progress
+        self.events.on_phase("data", progress.step)
+        for batch in batches:
+            self.events.on_phase("step", progress.step)
+            yield batch
+            self.events.on_phase("data", progress.step)
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One step of the optimiser; returns the stems' losses [S] and the gradient's norm.
@@ -193,36 +202,15 @@ class Training:
         """
         model = self.state.scored_model.eval()
         tracks = sorted(track.name for track in self.dataset.tracks("valid"))
-        mine = tracks[self.rank :: self.world_size]
-        scores = {track: self._track_scores(model, track) for track in mine}
-        gathered: list[dict[str, list[float]]] = [scores]
-        if self.world_size > 1:
-            gathered = [{} for _ in range(self.world_size)]
-            dist.all_gather_object(gathered, scores)
-        merged = {track: part for each in gathered for track, part in each.items()}
-        by_stem = {
-            stem: aggregate([merged[track][position] for track in sorted(merged)], "usdr")
-            for position, stem in enumerate(model.stems)
-        }
-        return self._judge(by_stem)
-
-    def _track_scores(self, model: BSRNN, track: str) -> list[float]:
-        references = self.dataset.track_references("valid", track)
-        rate = self.config.stft.sample_rate
+        self.events.on_phase("work", self.state.progress.step)
         with self._autocast():
-            estimates = separate(
-                model, references.sum(0), rate, overlap=VALIDATION_OVERLAP, batch_size=4
-            )
-        wanted = [self.dataset.stems.index(stem) for stem in model.stems]
-        stacked = torch.stack([estimates[stem] for stem in model.stems])
-        return track_usdr(references[wanted], stacked, "single").tolist()
+            mine = score_tracks(model, self.dataset, tracks[self.rank :: self.world_size])
+        scores = {track: of for each in self._gathered(mine) for track, of in each.items()}
+        return self._judge(stem_scores(scores, model.stems))
 
-    def _judge(self, by_stem: dict[str, Aggregate]) -> dict[str, float]:
+    def _judge(self, metrics: dict[str, float]) -> dict[str, float]:
         progress, optim = self.state.progress, self.config.optim
-        metrics = {f"valid/usdr_{stem}": score.value for stem, score in by_stem.items()}
-        known = [value for value in metrics.values() if not math.isnan(value)]
-        mean = sum(known) / len(known) if known else math.nan
-        metrics[VALID_MEAN] = mean
+        mean = metrics[VALID_MEAN]
         # Without validation songs there is nothing to choose by: the newest is the best.
         nothing_known = math.isnan(mean) and progress.best_usdr == -math.inf
         if nothing_known or mean > progress.best_usdr:
@@ -237,20 +225,35 @@ class Training:
         return metrics
 
     def save(self, scores: dict[str, float]) -> None:
-        """Write the checkpoint to resume from (rank 0, with the RNG states of all).
+        """Write the checkpoint to resume from (rank 0, with what all workers carry along).
 
         ``scores`` of the epoch are noted in it; beside it, what the training has cost so far.
         """
         self.state.progress.elapsed_seconds = time.monotonic() - self.started
-        states = [torch.get_rng_state()]
-        if self.world_size > 1:
-            gathered: list[Tensor] = [states[0]] * self.world_size
-            dist.all_gather_object(gathered, states[0])
-            states = gathered
+        self.events.on_phase("work", self.state.progress.step)
+        mine = {"rng": torch.get_rng_state(), "meter": self.meter.state()}
+        workers = self._gathered(mine)
         if self.rank == 0:
-            self.state.save(self.last_folder, self._metadata(scores), states)
+            self.state.save(self.last_folder, self._metadata(scores), workers)
             with AtomicPath(self.job.folder / COSTS_FILE) as unfinished:
                 unfinished.write_text(json.dumps(self._costs(), indent=2) + "\n")
+
+    def _restore(self) -> None:
+        """Go on from the last checkpoint, to the bit where it is of as many workers."""
+        workers = self.state.restore(self.last_folder)
+        if len(workers) == self.world_size:
+            torch.set_rng_state(workers[self.rank]["rng"])
+            self.meter.restore(workers[self.rank]["meter"])
+
+    def _gathered(self, mine: T) -> list[T]:
+        """What each worker holds."""
+        if self.world_size == 1:
+            return [mine]
+        gathered = [mine] * self.world_size
+        self.events.on_phase("others", self.state.progress.step)
+        dist.all_gather_object(gathered, mine)
+        self.events.on_phase("work", self.state.progress.step)
+        return gathered
 
     def _trunk_is_due(self) -> bool:
         """Whether a transfer has come to where its trunk is trained too."""
@@ -293,8 +296,8 @@ class Training:
             **{name: None if math.isnan(value) else value for name, value in scores.items()},
         }
 
-    def _validation_is_due(self) -> bool:
-        epoch, optim = self.state.progress.epoch, self.config.optim
+    def _validation_is_due(self, epoch: int) -> bool:
+        optim = self.config.optim
         return epoch % optim.valid_every_epochs == 0 or epoch >= optim.max_epochs
 
     def _checkpoint_is_due(self) -> bool:
@@ -302,23 +305,20 @@ class Training:
         every, step = self.config.optim.checkpoint_every_steps, self.state.progress.step
         return every is not None and step % every == 0 and step % self.batches.steps_per_epoch != 0
 
-    def _out_of_time(self) -> bool:
-        """Whether the time budget is spent by rank 0's clock: every rank hears the same answer."""
-        budget = self.config.optim.max_minutes
-        step = self.state.progress.step
-        if budget is None or (self.device.type == "cuda" and step % STOP_CHECK_STEPS_ON_GPU):
-            return False
-        out = torch.tensor(float(time.monotonic() - self.started >= 60 * budget))
-        if self.world_size > 1:
-            out = out.to(self.device)
-            dist.broadcast(out, src=0)
-        return bool(out.item())
+    def _agreed_stop(self) -> Stop:
+        """What all workers do before the next step; the time budget is spent by rank 0's clock."""
+        if self.device.type == "cuda" and self.state.progress.step % STOP_CHECK_STEPS_ON_GPU:
+            return Stop.NO
+        wish, budget = self.events.wish(), self.config.optim.max_minutes
+        if self.rank == 0 and budget and time.monotonic() - self.started >= 60 * budget:
+            wish = max(wish, Stop.OUT_OF_TIME)
+        return agree(wish, self.world_size, self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         bf16 = use_bf16(self.config.optim.precision, self.device)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
-    def _status(self, meter: LossMeter) -> dict[str, float]:
+    def _status(self) -> dict[str, float]:
         progress = self.state.progress
         return {
             "epoch": float(progress.epoch),
@@ -326,11 +326,11 @@ class Training:
             "steps_per_epoch": float(self.batches.steps_per_epoch),
             "seconds": time.monotonic() - self.started,
             "best_usdr": progress.best_usdr,
-            "steps_per_second": meter.steps_per_second,
+            "steps_per_second": self.meter.steps_per_second,
         }
 
-    def _log_training(self, meter: LossMeter) -> None:
-        metrics = meter.take(self.world_size)
+    def _log_training(self) -> None:
+        metrics = self.meter.take(self.world_size)
         progress = self.state.progress
         if progress.skipped:
             metrics["train/skipped_steps"] = float(progress.skipped)

@@ -157,15 +157,18 @@ class TrainingState:
         self.scheduler.step()
         self.progress.step += 1
 
-    def save(self, folder: Path, metadata: dict[str, Any], rng_states: list[Tensor]) -> None:
-        """Write a checkpoint that a training resumes from, atomically."""
+    def save(self, folder: Path, metadata: dict[str, Any], workers: list[dict[str, Any]]) -> None:
+        """Write a checkpoint that a training resumes from, atomically.
+
+        ``workers`` is what each worker carries along beside it, by rank.
+        """
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "progress": dataclasses.asdict(self.progress),
-            "rng_states": rng_states,
+            "workers": workers,
         }
 
         def write(new: Path) -> None:
@@ -174,8 +177,11 @@ class TrainingState:
 
         checkpoint.replace_folder(folder, write)
 
-    def restore(self, folder: Path, rank: int) -> None:
-        """Take up the state of ``folder``. Raises BadInput if it is damaged or of another model."""
+    def restore(self, folder: Path) -> list[dict[str, Any]]:
+        """Take up the state of ``folder``; returns the ``workers`` that it was saved with.
+
+        Raises BadInput if it is damaged or of another model.
+        """
         found = checkpoint.existing_folder(folder) or folder
         try:
             state = torch.load(found / STATE_FILE, weights_only=True, map_location="cpu")
@@ -191,10 +197,9 @@ class TrainingState:
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
             self.progress = Progress(**state["progress"])
+            return state["workers"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BadInput(
                 f"{folder}: cannot go on from this checkpoint ({error}); was it trained with "
                 f"other options?"
             ) from error
-        if rank < len(state["rng_states"]):
-            torch.set_rng_state(state["rng_states"][rank])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import bsrnn_core
@@ -173,3 +174,33 @@ def test_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
     damage(tmp_path / "best")
     with pytest.raises(BadInput, match="best"):
         checkpoint.load(tmp_path / "best")
+
+
+@pytest.mark.parametrize("write", ["safetensors", "torch", "plain"])
+def test_a_full_disk_leaves_the_old_one_and_is_said_to_be_full(small_disk, write):
+    disk = small_disk(1)
+    checkpoint.save(disk / "last", model(), {"step": 1})
+    before = {file.name: file.read_bytes() for file in (disk / "last").iterdir()}
+    (disk / "filler").write_bytes(bytes(1024 * 1024 - 200_000))
+
+    def fill(folder: Path) -> None:
+        values = torch.zeros(100_000)
+        if write == "safetensors":
+            safetensors.torch.save_file({"a": values}, folder / "model.safetensors")
+        elif write == "torch":
+            torch.save(values, folder / "state.pt")
+        else:
+            (folder / "config.json").write_bytes(values.numpy().tobytes())
+
+    with pytest.raises(BadInput, match="no room for last: the disk is full"):
+        checkpoint.replace_folder(disk / "last", fill)
+    assert names(disk) == ["filler", "last"]
+    assert {file.name: file.read_bytes() for file in (disk / "last").iterdir()} == before
+
+
+def test_a_failure_of_another_kind_is_not_called_a_full_disk(tmp_path):
+    def fail(_: Path) -> None:
+        raise RuntimeError("shapes do not go together")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        checkpoint.replace_folder(tmp_path / "last", fail)

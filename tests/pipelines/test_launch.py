@@ -7,8 +7,9 @@ import pytest
 
 from pipelines import launch
 from pipelines.config import TrainConfig
-from pipelines.launch import Launch, launch_training, room
+from pipelines.launch import launch_training, room
 from pipelines.training import TrainingJob
+from pipelines.worker import Launch
 
 
 @pytest.mark.usefixtures("ray_cluster")

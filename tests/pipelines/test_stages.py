@@ -17,7 +17,9 @@ from pipelines import base, mtl
 from pipelines.cli import main
 from pipelines.config import TrainConfig
 from pipelines.config_files import save_yaml
-from pipelines.training import Events, Training, TrainingJob
+from pipelines.events import Events
+from pipelines.stopping import Stop
+from pipelines.training import Training, TrainingJob
 from pipelines.training_state import initial_model
 
 BOTH = ("vocals", "drums")
@@ -214,7 +216,11 @@ def test_out_of_time_after_the_unfreezing_it_goes_on_with_the_same_bits(
 ):
     make(unfreezing, tmp_path / "whole").run()
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_out_of_time", lambda self: self.state.progress.step == 3)
+        patch.setattr(
+            Training,
+            "_agreed_stop",
+            lambda self: Stop.OUT_OF_TIME if self.state.progress.step == 3 else Stop.NO,
+        )
         stopped = make(unfreezing, tmp_path / "stopped")
         stopped.run()
     assert (stopped.state.progress.epoch, stopped.state.progress.step) == (1, 3)

@@ -16,9 +16,10 @@ from bsrnn_core import checkpoint
 from bsrnn_core.metrics import usdr
 from bsrnn_core.separation import separate
 from data_prep.shards import ShardDataset
-from pipelines import training
+from pipelines import training, validation
 from pipelines.config import TrainConfig
-from pipelines.training import Events, Training, TrainingJob
+from pipelines.events import Events
+from pipelines.training import Training, TrainingJob
 from pipelines.training_state import learning_rate_factor
 
 STEMS = ("vocals", "drums")
@@ -244,7 +245,7 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) ->
     """Let each validation end with the next of ``scores``."""
     # Two songs are scored each time.
     left = (score for score in scores for _ in range(2))
-    monkeypatch.setattr(Training, "_track_scores", lambda *_: [next(left)] * len(STEMS))
+    monkeypatch.setattr(validation, "_score", lambda *_: [next(left)] * len(STEMS))
 
 
 @pytest.mark.parametrize(

@@ -118,14 +118,11 @@ def test_restored_state_is_the_saved_one(tmp_path, ema_decay):
     optim = OptimConfig(lr=0.01, ema_decay=ema_decay, warmup_steps=2)
     saved = state_of(optim, steps=4)
     saved.progress.best_usdr = 3.5
-    torch.manual_seed(9)
-    rng_states = [torch.get_rng_state(), torch.Generator().manual_seed(5).get_state()]
-    saved.save(tmp_path / "last", {"step": 4}, rng_states)
+    workers = [{"rng": torch.Generator().manual_seed(seed).get_state()} for seed in (5, 9)]
+    saved.save(tmp_path / "last", {"step": 4}, workers)
 
     restored = TrainingState(model(seed=1), optim, steps_per_epoch=3)
-    for rank in (1, 0):
-        restored.restore(tmp_path / "last", rank)
-        assert torch.equal(torch.get_rng_state(), rng_states[rank])
+    assert same(restored.restore(tmp_path / "last"), workers)
     for _ in range(2):
         assert restored.progress == saved.progress
         for name in ("model", "optimizer", "scheduler"):
@@ -159,7 +156,7 @@ def test_damaged_state_is_refused_by_name(tmp_path, damage):
     state.save(tmp_path / "last", {}, [])
     damage(tmp_path / "last" / "training_state.pt")
     with pytest.raises(BadInput, match="last: cannot go on"):
-        state.restore(tmp_path / "last", rank=0)
+        state.restore(tmp_path / "last")
 
 
 def test_state_of_another_model_is_refused(tmp_path):
@@ -167,7 +164,7 @@ def test_state_of_another_model_is_refused(tmp_path):
     wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, feature_dim=5))
     other = TrainingState(model(config=wider), OptimConfig(), steps_per_epoch=3)
     with pytest.raises(BadInput, match="trained with other options"):
-        other.restore(tmp_path / "last", rank=0)
+        other.restore(tmp_path / "last")
 
 
 def test_training_starts_from_the_weights_of_a_checkpoint(tmp_path):

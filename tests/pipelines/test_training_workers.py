@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bsrnn_core import BSRNN, checkpoint
 from pipelines import training
 from pipelines.config import ClusterConfig
-from pipelines.training import Events, Training, TrainingJob
+from pipelines.events import Events
+from pipelines.training import Training, TrainingJob
 
 CPU = torch.device("cpu")
 
