@@ -1,10 +1,10 @@
 """Real trainings of two workers, hurt for real: they end with the bits and the curves of one that
-nothing disturbed. The seconds and steps that it cost are printed (`pytest -s`)."""
+nothing disturbed. The seconds and steps that it cost are logged (--log-cli-level INFO)."""
 
 import json
+import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +22,8 @@ from data_prep.manifest import Manifest
 from pipelines import tracking
 
 pytestmark = pytest.mark.proof
+
+logger = logging.getLogger(__name__)
 
 OPTIONS = shlex.split(
     "--part drums --num_workers 2 --threads_per_worker 1 --sample_rate 8000 --n_fft 256 "
@@ -163,8 +165,10 @@ def hurt(driver: Driver, run: Path, what: str, injure: Callable[[], None]) -> No
     saved = checkpoint_of(run)
     injure()
     driver.wait_for(lambda: step_of(run) > step)
-    print(f"\n{what}: new steps after {time.monotonic() - began:.1f} s, "
-          f"at most {step - saved} steps made again")  # fmt: skip
+    logger.info(
+        "%s: new steps after %.1f s, at most %d steps made again",
+        *(what, time.monotonic() - began, step - saved),
+    )
 
 
 def test_workers_that_are_killed_terminated_and_stopped(home: Home, whole: Path, shards):
@@ -202,12 +206,14 @@ def test_a_driver_that_is_killed_and_terminated(home: Home, whole: Path, shards)
     assert step - saved < 10 + 1
     with home.training("--name", "driver", "--resume") as driver:
         driver.wait_for(lambda: step_of(run) > step)
-        print(f"\nkill -9 of the driver: new steps {time.monotonic() - began:.1f} s after "
-              f"--resume, {step - saved} steps made again")  # fmt: skip
+        logger.info(
+            "kill -9 of the driver: new steps %.1f s after --resume, %d steps made again",
+            *(time.monotonic() - began, step - saved),
+        )
         began = time.monotonic()
         driver.process.terminate()
         assert driver.ends() == 1
-        print(f"SIGTERM of the driver: ended after {time.monotonic() - began:.1f} s")
+        logger.info("SIGTERM of the driver: ended after %.1f s", time.monotonic() - began)
         assert "interrupted" in driver.said()
     # Nothing that was made is lost.
     assert checkpoint_of(run) == step_of(run)
