@@ -97,7 +97,7 @@ class CountedDataset(ShardDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What one thread reads and remixes by itself."""
+    """What one thread reads and remixes by itself, and how long it keeps a core busy with that."""
 
     seconds_per_example: float
     bytes_per_example: float
@@ -117,10 +117,10 @@ def measure_reading(config: TrainConfig, shards: Path, steps: int) -> Reading:
     )
     for step in range(SETTLED):
         batches.batch(0, step)
-    before, start = dataset.bytes_read, time.perf_counter()
+    before, start = dataset.bytes_read, time.process_time()
     for step in range(SETTLED, SETTLED + steps):
         batches.batch(0, step)
-    taken, examples = time.perf_counter() - start, steps * config.optim.batch_size
+    taken, examples = time.process_time() - start, steps * config.optim.batch_size
     return Reading(
         seconds_per_example=taken / examples,
         bytes_per_example=(dataset.bytes_read - before) / examples,
@@ -128,13 +128,13 @@ def measure_reading(config: TrainConfig, shards: Path, steps: int) -> Reading:
 
 
 def song_overhead(dataset: ShardDataset) -> float:
-    """Seconds that validating one second of a song takes besides the network, on one thread."""
+    """Seconds of a core that validating one second of a song takes besides the network."""
     track = dataset.tracks("train")[0]
-    start = time.perf_counter()
+    start = time.process_time()
     references = dataset.track_references("train", track.name)
     track_usdr(references, references + 1e-3, "single")
     rate = dataset.stft_config.sample_rate
-    return (time.perf_counter() - start) / (track.num_samples / rate)
+    return (time.process_time() - start) / (track.num_samples / rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +178,13 @@ def contenders(batch: int) -> list[Contender]:
 
 
 class Bench:
-    """The contenders over one dataset, and all that they have shown."""
+    """Lets contenders train on the shards in ``folder``."""
 
     def __init__(self, base: TrainConfig, folder: Path, plan: Plan) -> None:
         self.base, self.folder, self.plan = base, folder, plan
         self.shards = folder / "shards"
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
         self.numbers = itertools.count()
-        prepare(base.prep, self.shards)
 
     def config(self, contender: Contender) -> TrainConfig:
         """Bare processes without DDP have a training each; others share one global batch."""
@@ -378,6 +377,7 @@ def main() -> None:
         plan = Plan(window=options.window, windows=options.windows)
         base = training_config(options.preset, folder / "songs", plan.steps, batch)
         base = dataclasses.replace(base, crop_seconds=options.crop_seconds or base.crop_seconds)
+        prepare(base.prep, folder / "shards")
         bench = Bench(base, folder, plan)
         turns = measure(bench, batch, options.rounds)
         parts = measure_parts(bench)
