@@ -10,7 +10,9 @@ clock); two with DDP. Weak: a worker keeps its batch, so two do twice the work i
 Strong: the global batch stays, so two take half the time. Contenders take turns; starts and first
 steps are left out; every time is a median over windows of steps. The parts that the model of
 `step_cost.py` needs (computing, reading, all-reduce) are measured alone, in the same run. Aim: a
-weak efficiency of at least 0.9, relative to the bare pair. It needs two cores that do nothing else.
+weak efficiency of at least 0.9 of that of the bare processes, and two workers at least 0.9 times as
+fast as the bare pair. It needs two cores that do nothing else, the more so as Ray's workers are
+nice to other processes. A run takes about a quarter of an hour.
 """
 
 import argparse
@@ -300,15 +302,20 @@ def show_steps(turns: Turns, all_of: Sequence[Contender], predicted: dict[str, f
         )
 
 
-def show_efficiencies(found: dict[str, list[float]]) -> None:
-    """Medians over the turns, and their range."""
+def show_efficiencies(found: dict[str, list[float]], batch: int) -> None:
+    """Medians over the turns, and their range.
+
+    What one worker loses to the bare process must not make two look well: the aim is for both.
+    """
+    pair = f"speed of Ray Train / bare, 2 x {batch}"
     print()
     for name, ratios in found.items():
         print(
             f"{name:<36}{statistics.median(ratios):>7.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         )
-    weak = statistics.median(found["weak, Ray Train / bare"])
-    print(f"aim: weak, Ray Train / bare at least {AIM}: {'met' if weak >= AIM else 'not met'}")
+    weak = min(statistics.median(found[name]) for name in ("weak, Ray Train / bare", pair))
+    met = "met" if weak >= AIM else "not met"
+    print(f"aim: weak, and speed with two workers, at least {AIM} of bare: {weak:.3f}, {met}")
 
 
 def show_parts(base: TrainConfig, parts: Parts) -> None:
@@ -352,8 +359,8 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--batch_size", type=int, default=2, help="examples of a worker's step")
     parser.add_argument("--crop_seconds", type=float, help="their length (default: the preset's)")
-    parser.add_argument("--window", type=int, default=8, help="steps that a time is the mean of")
-    parser.add_argument("--windows", type=int, default=4, help="of a turn, after one for warmth")
+    parser.add_argument("--window", type=int, default=6, help="steps that a time is the mean of")
+    parser.add_argument("--windows", type=int, default=3, help="of a turn, after one for warmth")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--songs", type=int, default=24, help="training songs of 20 s")
     return parser.parse_args()
@@ -389,7 +396,7 @@ def main() -> None:
     )
     show_parts(base, parts)
     show_steps(turns, contenders(batch), predictions(turns, batch, parts))
-    show_efficiencies(efficiencies(turns, batch))
+    show_efficiencies(efficiencies(turns, batch), batch)
 
 
 if __name__ == "__main__":
