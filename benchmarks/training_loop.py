@@ -48,9 +48,19 @@ class StepLog:
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def post(self, status: dict[str, float]) -> None:
+    def post(self, name: str, status: dict[str, float]) -> bool:
         """Called after every step."""
         self.seconds.append(status["seconds"])
+        return False
+
+    def post_epoch(self, name: str, metrics: dict[str, float]) -> None:
+        """Called after every epoch."""
+
+    def post_beat(self, name: str, rank: int, beat: Any) -> None:
+        """Called now and then."""
+
+    def why_hopeless(self, name: str) -> str | None:
+        """Called once."""
 
     def read(self) -> list[float]:
         """When the steps ended, in seconds since the worker's start."""

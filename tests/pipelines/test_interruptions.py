@@ -161,13 +161,13 @@ def shards(home: Home, whole: Path) -> Sequence[str]:
 
 def hurt(driver: Driver, run: Path, what: str, injure: Callable[[], None]) -> None:
     """Injure a training; wait until it makes new steps, and print what it cost."""
-    step, began = step_of(run), time.monotonic()
-    saved = checkpoint_of(run)
+    began = time.monotonic()
     injure()
+    step = step_of(run)
+    again = step - checkpoint_of(run)
     driver.wait_for(lambda: step_of(run) > step)
     logger.info(
-        "%s: new steps after %.1f s, at most %d steps made again",
-        *(what, time.monotonic() - began, step - saved),
+        "%s: new steps after %.1f s, %d steps made again", what, time.monotonic() - began, again
     )
 
 
@@ -184,7 +184,14 @@ def test_workers_that_are_killed_terminated_and_stopped(home: Home, whole: Path,
         step = step_of(run)
         driver.wait_for(lambda: step_of(run) > step)
         last = driver.workers()[-1]
-        hurt(driver, run, "SIGTERM of a worker", last.terminate)
+
+        def terminate() -> None:
+            last.terminate()
+            driver.wait_for(lambda: not last.is_running())
+            # Nothing that was made is made again.
+            assert checkpoint_of(run) == step_of(run)
+
+        hurt(driver, run, "SIGTERM of a worker", terminate)
 
         frozen = driver.workers()[0]
         frozen.suspend()
