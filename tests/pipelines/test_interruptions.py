@@ -207,8 +207,11 @@ def test_a_driver_that_is_killed_and_terminated(home: Home, whole: Path, shards)
     run = home.folder / "runs" / "driver"
     with home.training(*shards, "--name", "driver", *OPTIONS) as driver:
         driver.wait_for(lambda: step_of(run) >= 25)
+        workers = driver.workers()
         driver.process.kill()
         driver.ends()
+        # They see it a moment later.
+        assert not psutil.wait_procs(workers, timeout=60)[1]
     step, saved, began = step_of(run), checkpoint_of(run), time.monotonic()
     assert step - saved < 10 + 1
     with home.training("--name", "driver", "--resume") as driver:
