@@ -1,5 +1,6 @@
 """The only place that starts Ray and builds a trainer; train and tune share it."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -21,13 +22,14 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from bsrnn_core.errors import BadInput
+from data_prep.storage import Location
 from pipelines.config import ClusterConfig
+from pipelines.run_files import JOURNAL_FILE
+from pipelines.run_storage import RunStorage, check_shared
 from pipelines.status_board import StatusBoard
 from pipelines.tracking import Tracker
 from pipelines.training import Events, Training, TrainingJob
 
-JOURNAL_FILE = "metrics.jsonl"
-"""In a run's folder: every point of its curves."""
 SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
 PROCESSES_AT_ONCE = 8
@@ -161,6 +163,13 @@ class Launch:
     job: TrainingJob
     run_id: str
     tracking_uri: str
+    home: Location | None = None
+    """Where the run's folder is kept, when ``job.folder`` is this machine's copy of it."""
+
+    @property
+    def storage(self) -> RunStorage:
+        """Where the run is kept, and this machine's copy."""
+        return RunStorage(self.home or self.job.folder)
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -178,6 +187,12 @@ def train_worker(settings: dict[str, Any]) -> str | None:
 def _train(settings: dict[str, Any]) -> None:
     launch: Launch = settings["launch"]
     config = launch.job.config
+    storage = launch.storage
+    if ray.get_runtime_context().get_node_id() != settings["node"]:
+        check_shared(storage.home, launch.run_id, launch.job.shards)
+    storage.fetch()
+    # Another machine may have its cache in another place.
+    job = dataclasses.replace(launch.job, folder=storage.folder)
     context = ray.train.get_context()
     torch.set_num_threads(
         config.cluster.threads_per_worker or max(1, cores() // context.get_local_world_size())
@@ -196,15 +211,17 @@ def _train(settings: dict[str, Any]) -> None:
         )
 
     if context.get_world_rank() > 0:
-        Training(launch.job, device=device, wrap=wrap, events=events).run()
+        Training(job, device=device, wrap=wrap, events=events).run()
         return
-    journal = launch.job.folder / JOURNAL_FILE
+    events.on_checkpoint = storage.send_if_possible
+    journal = job.folder / JOURNAL_FILE
     with Tracker(launch.run_id, launch.tracking_uri, journal=journal) as tracker:
         events.on_metrics = tracker.log
         if board is not None:
             events.on_step = lambda status: board.post.remote(config.name, status)
             events.on_epoch = lambda metrics: _report(board, config.name, metrics)
-        Training(launch.job, device=device, wrap=wrap, events=events).run()
+        Training(job, device=device, wrap=wrap, events=events).run()
+    storage.send_at_last()
 
 
 def _report(board: Any, name: str, metrics: dict[str, float]) -> None:
@@ -223,7 +240,11 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
     gpu = use_gpu(config.cluster.device)
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"launch": launch, "board": board},
+        train_loop_config={
+            "launch": launch,
+            "board": board,
+            "node": ray.get_runtime_context().get_node_id(),
+        },
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
             use_gpu=gpu,
@@ -231,7 +252,7 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(launch.job.folder),
+            storage_path=launch.storage.uri,
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )

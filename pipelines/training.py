@@ -22,19 +22,18 @@ from bsrnn_core import BSRNN, checkpoint
 from bsrnn_core.losses import separation_loss
 from bsrnn_core.metrics import Aggregate, aggregate, track_usdr
 from bsrnn_core.separation import separate
-from data_prep.atomic import AtomicPath
+from data_prep.atomic import write_text
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
+from data_prep.storage import Location
 from pipelines.config import VALID_MEAN, TrainConfig
 from pipelines.devices import settle_buckets, use_bf16
 from pipelines.meters import LossMeter, peak_memory_gb, reset_peak_memory
+from pipelines.run_files import COSTS_FILE
 from pipelines.training_state import TrainingState, initial_model
 
 VALIDATION_OVERLAP = 0.25
 """Validation is there to compare epochs, so it overlaps its windows less than evaluation does."""
-COSTS_FILE = "costs.json"
-"""In a run's folder: the metrics ``system/...`` as of its last checkpoint, which they are no part
-of, so that two like trainings have like checkpoints."""
 STOP_CHECK_STEPS_ON_GPU = 10
 """Steps between two looks at the time budget on a GPU, where each makes the CPU wait."""
 
@@ -47,6 +46,8 @@ class Events:
     """Called on rank 0 after every step, with where the training stands."""
     on_metrics: Callable[[int, dict[str, float]], None] = field(default=lambda step, metrics: None)
     """Called on rank 0 with (step, metrics) to be logged."""
+    on_checkpoint: Callable[[], None] = field(default=lambda: None)
+    """Called on rank 0 after a checkpoint is written."""
     on_epoch: Callable[[dict[str, float]], None] = field(default=lambda metrics: None)
     """Called on every rank at the end of every epoch."""
 
@@ -57,7 +58,7 @@ class TrainingJob:
 
     config: TrainConfig
     folder: Path
-    shards: Path
+    shards: Location
     metadata: dict[str, Any]
     """Saved with every checkpoint: manifest hash, git commit, MLflow run id ..."""
 
@@ -127,9 +128,9 @@ class Training:
             if finished:
                 progress.epoch += 1
             scores = self.validate() if not finished or self._validation_is_due() else {}
-            self.save(scores)
             if self.rank == 0:
                 self.events.on_metrics(progress.step, self._costs())
+            self.save(scores)
             self.events.on_epoch({"epoch": progress.epoch, "step": progress.step, **scores})
             if not finished:
                 return
@@ -249,8 +250,8 @@ class Training:
             states = gathered
         if self.rank == 0:
             self.state.save(self.last_folder, self._metadata(scores), states)
-            with AtomicPath(self.job.folder / COSTS_FILE) as unfinished:
-                unfinished.write_text(json.dumps(self._costs(), indent=2) + "\n")
+            write_text(self.job.folder / COSTS_FILE, json.dumps(self._costs(), indent=2) + "\n")
+            self.events.on_checkpoint()
 
     def _trunk_is_due(self) -> bool:
         """Whether a transfer has come to where its trunk is trained too."""
