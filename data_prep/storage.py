@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +26,7 @@ from bsrnn_core.errors import BadInput
 from data_prep.atomic import AtomicPath, remove_stale
 
 SCHEMES = ("s3", "gs")
-HEAD_BYTES = 2**16
+HEAD_BYTES, BLOCK_BYTES = 2**16, 2**24
 _REASONS = {
     "NO_SUCH_BUCKET": "there is no such bucket",
     "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|UNAUTHENTICATED|PERMISSION_DENIED": (
@@ -136,21 +137,24 @@ class RemotePath:
 
     def fetch(self, file: Path) -> None:
         """Copy the object into a local file, which is not whole until this returns."""
-        size = self.size()
-        with self._explained():
-            if size is None:
-                raise FileNotFoundError
-            local = fs.LocalFileSystem()
-            fs.copy_files(self.path, str(file), self._filesystem(), local, use_threads=False)
-        if file.stat().st_size != size:
-            raise BadInput(f"{self} changed while it was copied: try again")
+        with self._explained(), self.open() as source, file.open("wb") as copy:
+            while block := source.read(BLOCK_BYTES):
+                copy.write(block)
 
     def send(self, file: Path) -> None:
         """Put a local file in the place of the object, at once when all has arrived."""
-        # In one call: a stream that Python leaves by an exception would keep what it has so far.
-        with self._explained():
-            local = fs.LocalFileSystem()
-            fs.copy_files(str(file), self.path, local, self._filesystem(), use_threads=False)
+        # A stream that is left by an exception makes an object of what it was given so far, so
+        # Ctrl-C must not come between: it does not reach other threads.
+        with ThreadPoolExecutor(1) as thread, self._explained():
+            thread.submit(self._send, file).result()
+
+    def _send(self, file: Path) -> None:
+        # Not with pyarrow's copy_files, which does not say when the end of an upload fails.
+        stream = self._filesystem().open_output_stream(self.path)
+        with pa.OSFile(str(file)) as source:
+            while block := source.read_buffer(BLOCK_BYTES):
+                stream.write(block)
+        stream.close()
 
     def _filesystem(self) -> fs.FileSystem:
         return _filesystem(self.scheme, self.bucket)
@@ -212,7 +216,7 @@ def location(text: str | os.PathLike[str] | RemotePath) -> Location:
     if scheme not in SCHEMES:
         kinds = " or ".join(f"{known}://bucket/folder" for known in SCHEMES)
         raise BadInput(f"{text}: give a local folder, or {kinds}")
-    if not path or "@" in path.partition("/")[0]:
+    if not path or rest.startswith("/") or "@" in path.partition("/")[0]:
         raise BadInput(f"{text} names no bucket: write {scheme}://bucket/folder")
     return RemotePath(scheme, path)
 
@@ -251,7 +255,7 @@ def checksum(path: Location) -> str:
     """SHA-256 of a file or object."""
     with path.open() if isinstance(path, RemotePath) else path.open("rb") as file:
         digest = hashlib.sha256()
-        while block := file.read(2**22):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
         return digest.hexdigest()
 

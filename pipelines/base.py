@@ -3,9 +3,9 @@
     bsrnn train --part drums --musdbhq_location musdb18hq --name drums
     ray job submit -- python pipelines/base.py --part drums --shards /data/shards --name drums
 
-The results go to OUT/NAME, also in object storage (run_storage.py): `best` and `last` (checkpoint folders), `config.yaml` (every option, as
-`--config` takes it), `run.json` (the MLflow run), `metrics.jsonl` (its curves), `costs.json` and
-`samples/` (a validation song, separated).
+The results go to OUT/NAME, on disk or in object storage: `best` and `last` (checkpoint folders),
+`config.yaml` (every option, as `--config` takes it), `run.json` (the MLflow run), `metrics.jsonl`
+(its curves), `costs.json` and `samples/` (a validation song, separated).
 """
 
 import dataclasses
