@@ -59,7 +59,8 @@ def run(config: InferConfig) -> list[Path]:
     All songs are looked at before the first is separated. Of a song either all stems are written
     or none. Raises BadInput for an input that cannot be read and for outputs that would replace it.
     """
-    songs, out = _find_songs(local_only(config.input, "input")), local_only(config.out, "out")
+    out = local_only(config.out, "out")
+    songs = _find_songs(local_only(config.input, "input"))
     infos = {song: audio_info(song) for song in songs}
     model = load(local_checkpoint(config.checkpoint_fp), _device(config.device))
     outputs = _plan(songs, model.stems, out)

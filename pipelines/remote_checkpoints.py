@@ -37,13 +37,17 @@ def fetch_checkpoint(remote: RemotePath, folder: Path) -> None:
     """
 
     def unpack(new: Path) -> None:
-        packed = new.with_name(f"{new.name}.tar")
+        packed, archived = new.with_name(f"{new.name}.tar"), archive_of(remote)
         try:
-            archive_of(remote).fetch(packed)
+            before = None
+            # It comes in pieces, and may be replaced between two of them.
+            while before is None or archived.version() != before:
+                before = archived.version()
+                archived.fetch(packed)
             with tarfile.open(packed) as archive:
                 archive.extractall(new, filter="data")
         except tarfile.TarError as error:
-            raise BadInput(f"{archive_of(remote)} is damaged ({error})") from error
+            raise BadInput(f"{archived} is damaged ({error})") from error
         finally:
             packed.unlink(missing_ok=True)
 
