@@ -47,6 +47,7 @@ from data_prep.shards import shard_bytes, write_shard
 from data_prep.storage import (
     Location,
     RemotePath,
+    cache_folder,
     checksum,
     location,
     size_of,
@@ -223,9 +224,8 @@ def prepare_track(track: Track, config: PrepConfig, folder: Location) -> Prepare
             size, sha256 = write_shard(path, header, track_chunks(references, config))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(
-                    f"the disk of {folder} is full: make room, then run again"
-                ) from error
+                place = folder if isinstance(folder, Path) else cache_folder()
+                raise DiskFull(f"the disk of {place} is full: make room, then run again") from error
             raise
     return PreparedTrack(
         name=track.name,

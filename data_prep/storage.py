@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Self, cast
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
 from urllib.parse import quote
-
-import pyarrow as pa
-from pyarrow import fs
 
 from bsrnn_core.errors import BadInput
 from data_prep.atomic import AtomicPath, remove_stale
+
+if TYPE_CHECKING:
+    # Imported where it is needed: a command line that names local folders does without.
+    from pyarrow import fs
 
 SCHEMES = ("s3", "gs")
 HEAD_BYTES, BLOCK_BYTES = 2**16, 2**24
@@ -84,7 +85,7 @@ class RemotePath:
     def size(self) -> int | None:
         """Bytes of the object, None where there is none."""
         info = self._info()
-        return info.size if info.type == fs.FileType.File else None
+        return info.size if info.is_file else None
 
     def exists(self) -> bool:
         """Whether there is such an object."""
@@ -93,7 +94,7 @@ class RemotePath:
     def version(self) -> str | None:
         """A name for what the object holds now: size, time and first bytes; None without one."""
         info = self._info()
-        if info.type != fs.FileType.File:
+        if not info.is_file:
             return None
         changed = info.mtime.isoformat() if isinstance(info.mtime, datetime) else ""
         with self._explained(), self.open() as file:
@@ -124,16 +125,20 @@ class RemotePath:
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Nothing: object storage has no folders. Raises Unavailable when there is no bucket."""
-        if self._info(self.bucket).type == fs.FileType.NotFound:
+        from pyarrow.fs import FileType
+
+        if self._info(self.bucket).type == FileType.NotFound:
             raise Unavailable(f"{self}: there is no bucket {self.bucket}")
 
     def sizes(self) -> dict[str, int]:
         """The bytes of every object below, by its path from here."""
-        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(self.path, allow_not_found=True, recursive=True)
         with self._explained():
             found = self._filesystem().get_file_info(selector)
         first = len(self.path) + 1
-        return {i.path[first:]: i.size for i in found if i.type == fs.FileType.File}
+        return {i.path[first:]: i.size for i in found if i.is_file}
 
     def fetch(self, file: Path) -> None:
         """Copy the object into a local file, which is not whole until this returns."""
@@ -149,19 +154,21 @@ class RemotePath:
             thread.submit(self._send, file).result()
 
     def _send(self, file: Path) -> None:
+        from pyarrow import OSFile
+
         # Not with pyarrow's copy_files, which does not say when the end of an upload fails.
         stream = self._filesystem().open_output_stream(self.path)
-        with pa.OSFile(str(file)) as source:
+        with OSFile(str(file)) as source:
             while block := source.read_buffer(BLOCK_BYTES):
                 stream.write(block)
         stream.close()
 
-    def _filesystem(self) -> fs.FileSystem:
+    def _filesystem(self) -> "fs.FileSystem":
         return _filesystem(self.scheme, self.bucket)
 
-    def _info(self, path: str | None = None) -> fs.FileInfo:
+    def _info(self, path: str | None = None) -> "fs.FileInfo":
         with self._explained():
-            return cast(fs.FileInfo, self._filesystem().get_file_info(path or self.path))
+            return cast("fs.FileInfo", self._filesystem().get_file_info(path or self.path))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -171,7 +178,9 @@ class RemotePath:
         except FileNotFoundError as error:
             self.mkdir()
             raise BadInput(f"{self}: there is no such object") from error
-        except (OSError, pa.ArrowException) as error:
+        except BadInput:
+            raise
+        except (OSError, ValueError) as error:  # pyarrow's own are among them
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise BadInput(
                     f"{self} cannot be copied, for the disk of {cache_folder()} is full: make "
@@ -185,16 +194,20 @@ Location = Path | RemotePath
 
 def _reason(error: BaseException) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # Names of files may hold anything.
+    unquoted = re.sub("'[^']*'", "", text)
     for pattern, reason in _REASONS.items():
-        if re.search(pattern, text):
+        if re.search(pattern, unquoted):
             return reason
     return text
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(scheme: str, bucket: str) -> fs.FileSystem:
+def _filesystem(scheme: str, bucket: str) -> "fs.FileSystem":
+    from pyarrow.fs import FileSystem
+
     # Made from the bucket alone: a key may hold what has a meaning in a URI.
-    return fs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
+    return FileSystem.from_uri(f"{scheme}://{bucket}")[0]
 
 
 def is_remote(text: str | os.PathLike[str]) -> bool:

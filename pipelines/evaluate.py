@@ -25,7 +25,7 @@ from bsrnn_core.errors import BadInput
 from bsrnn_core.metrics import Protocol
 from bsrnn_core.model import BSRNN
 from data_prep.config import SourceConfig
-from data_prep.storage import Location, RemotePath, location
+from data_prep.storage import Location, RemotePath, is_remote, location
 from data_prep.tracks import Track, find_tracks, inspect_track
 from pipelines import report, tracking
 from pipelines.launch import parallel_tasks, start_ray, use_gpu
@@ -76,7 +76,7 @@ class EvaluateConfig:
     def out_folder(self) -> Location:
         """Where the results go."""
         if self.out is not None:
-            return location(self.out)
+            return location(self.out) if is_remote(self.out) else Path(self.out)
         checkpoint = location(self.checkpoint_fp)
         return checkpoint.parent / "evaluation" / checkpoint.name / self.subset
 

@@ -184,6 +184,12 @@ def test_a_storage_that_is_away_is_one_sentence(monkeypatch: pytest.MonkeyPatch)
             remote_at("s3://away/x").size()
 
 
+def test_a_full_disk_is_one_sentence(remote: RemotePath):
+    write(remote / "x", b"something")
+    with pytest.raises(BadInput, match=r"x cannot be copied, for the disk of .* is full.*BSRNN_C"):
+        (remote / "x").fetch(Path("/dev/full"))
+
+
 @contextmanager
 def cut_line(to: str, after_bytes: int) -> Iterator[str]:
     """The address of a line to a server that is cut for good after so many bytes to it."""
