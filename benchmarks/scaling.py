@@ -51,10 +51,11 @@ from data_prep.shards import ChunkRow, ShardDataset
 from pipelines import tracking
 from pipelines.config import PRESETS, TrainConfig
 from pipelines.launch import build_trainer, start_ray
+from pipelines.run_files import JOURNAL_FILE
 from pipelines.status_board import StatusBoard
 from pipelines.tracking_journal import Journal
 from pipelines.training import TrainingJob
-from pipelines.worker import JOURNAL_FILE, Launch
+from pipelines.worker import Launch
 
 AIM = 0.9
 DDP_BUCKET = 25 * MIB

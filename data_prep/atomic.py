@@ -38,6 +38,12 @@ class AtomicPath:
             self.temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Make ``path`` hold a text, whole or not at all."""
+    with AtomicPath(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files below ``folder`` whose writer was on this host and is no more."""
     for path in folder.rglob(f"*{MARK}*"):

@@ -5,13 +5,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
-from data_prep.atomic import AtomicPath
 from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
+from data_prep.storage import Location, Unavailable, size_of, whole
 from data_prep.tracks import SPLITS, FileStamp, Split
 
 FORMAT_VERSION = 1
@@ -94,25 +93,27 @@ class Manifest:
                 "prepare it again"
             ) from error
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Location) -> None:
         """Write ``manifest.json`` into ``folder``, atomically."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        with AtomicPath(folder / MANIFEST_NAME) as temporary:
+        with whole(folder / MANIFEST_NAME) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read_if_there(cls, folder: Path) -> Self | None:
+    def read_if_there(cls, folder: Location) -> Self | None:
         """The manifest of ``folder``, or None where there is none that can be used."""
         try:
             return cls.read(folder)
+        except Unavailable:
+            raise
         except BadInput:
             return None
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Location) -> Self:
         """Raises BadInput when there is none, or one that is damaged or of another version."""
         path = folder / MANIFEST_NAME
-        if not path.is_file():
+        if size_of(path) is None:
             raise BadInput(
                 f"{folder} is not a prepared dataset, for it has no {MANIFEST_NAME}: make or "
                 "finish it with `bsrnn prep`"
@@ -144,12 +145,6 @@ def content_config(config: PrepConfig) -> dict[str, Any]:
         "hop_samples": config.stft.hop,
         **dataclasses.asdict(config.chunk),
     }
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(values: Any) -> str:

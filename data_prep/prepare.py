@@ -1,8 +1,9 @@
 """Songs -> a dataset of shards: the Ray Data graph, one task per track.
 
-A task reads one song and writes its shard under a temporary name, then renames it; the manifest is
-written last. So a killed run leaves whole shards and no manifest, and the next run goes on from
-there. What is there already and still right is not done again.
+A task reads one song and writes its shard under a temporary name, then renames it, or sends it to
+object storage whole; the manifest is written last. So a killed run leaves whole shards and no
+manifest, and the next run goes on from there. What is there already and still right is not done
+again.
 """
 
 import dataclasses
@@ -29,14 +30,31 @@ from data_prep.manifest import (
     MANIFEST_NAME,
     Manifest,
     PreparedTrack,
-    checksum,
     content_config,
     hash_of,
 )
-from data_prep.shards import ShardHeader, read_header, shard_bytes, write_shard
+from data_prep.prepared import (
+    SHARD,
+    checksums,
+    lengths_used,
+    readable_header,
+    shard_name,
+    valid_header,
+    valid_headers,
+)
+from data_prep.shard_header import ShardHeader
+from data_prep.shards import shard_bytes, write_shard
+from data_prep.storage import (
+    Location,
+    RemotePath,
+    cache_folder,
+    checksum,
+    location,
+    size_of,
+    sizes,
+)
 from data_prep.tracks import (
     SPLITS,
-    FileStamp,
     Track,
     find_tracks,
     fingerprint,
@@ -66,7 +84,7 @@ class Plan:
     """What a run will do."""
 
     config: PrepConfig
-    folder: Path
+    folder: Location
     jobs: tuple[Job, ...]
     """Longest first, so that the workers end together."""
     kept: tuple[PreparedTrack, ...]
@@ -99,32 +117,33 @@ class PrepProgress:
 
 
 def prepare(
-    config: PrepConfig, out: str | Path, progress: Callable[[PrepProgress], None] | None = None
+    config: PrepConfig, out: str | Location, progress: Callable[[PrepProgress], None] | None = None
 ) -> Manifest:
     """Prepare a dataset in the folder ``out``: ``plan_dataset``, then ``carry_out``."""
     return carry_out(plan_dataset(config, out), progress)
 
 
-def plan_dataset(config: PrepConfig, out: str | Path) -> Plan:
+def plan_dataset(config: PrepConfig, out: str | Location) -> Plan:
     """Find the tracks, look at their headers, and see what is prepared already.
 
     Raises BadInput when no track is found or usable, or one is not usable while
     ``skip_bad_tracks`` is off.
     """
-    folder = Path(out).expanduser().absolute()
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file: give a folder for the shards with --out")
+    folder = location(out)
+    if isinstance(folder, Path):
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"{folder} is a file: give a folder for the shards with --out")
+        remove_stale(folder)
     tracks = find_tracks(config.source)
-    remove_stale(folder)
     before = Manifest.read_if_there(folder)
     listed = {entry.shard: entry for entry in before.tracks} if before else {}
+    there = sizes(folder, SHARD)
     jobs, kept, left_out = [], [], {}
-    for track in tracks:
-        entry = listed.get(_shard(track))
-        header = _valid_header(folder, track, config)
+    for track, header in zip(tracks, valid_headers(folder, tracks, config), strict=True):
+        entry = listed.get(shard_name(track))
         stamps = entry.inputs if entry else header.inputs if header else {}
         unchanged = looks_unchanged(track, config.source.stem_names, stamps)
-        if entry and header and unchanged and _size(folder, track) == entry.bytes:
+        if entry and header and unchanged and there.get(entry.shard) == entry.bytes:
             kept.append(entry)
         elif header and unchanged:
             jobs.append(Job(track, header.num_samples / config.stft.sample_rate, 0))
@@ -175,15 +194,17 @@ def carry_out(
     return _finish(plan, prepared, left_out)
 
 
-def prepare_track(track: Track, config: PrepConfig, folder: Path) -> PreparedTrack:
+def prepare_track(track: Track, config: PrepConfig, folder: Location) -> PreparedTrack:
     """Write the shard of one track into ``folder`` unless it is there and made of the same bytes.
 
     Raises BadInput when the track cannot be used, DiskFull when there is no room for it.
     """
-    stems = config.source.stem_names
+    stems, path = config.source.stem_names, folder / shard_name(track)
     inputs = fingerprint(track, stems)
-    header = _valid_header(folder, track, config)
-    if header is None or _checksums(header.inputs) != _checksums(inputs):
+    header = valid_header(folder, track, config)
+    if header is not None and checksums(header.inputs) == checksums(inputs):
+        size, sha256 = size_of(path) or 0, checksum(path)
+    else:
         rate = config.stft.sample_rate
         references, _ = read_references(
             track, stems, sample_rate=rate, lengths=config.source.lengths
@@ -196,32 +217,31 @@ def prepare_track(track: Track, config: PrepConfig, folder: Path) -> PreparedTra
             dtype=config.chunk.dtype,
             shape=(config.chunk_frames, references.shape[1], config.stft.num_bins, 2),
             num_samples=references.shape[-1],
-            lengths=_lengths_used(track, config),
+            lengths=lengths_used(track, config),
             inputs=inputs,
         )
         try:
-            write_shard(folder / _shard(track), header, track_chunks(references, config))
+            size, sha256 = write_shard(path, header, track_chunks(references, config))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(
-                    f"the disk of {folder} is full: make room, then run again"
-                ) from error
+                place = folder if isinstance(folder, Path) else cache_folder()
+                raise DiskFull(f"the disk of {place} is full: make room, then run again") from error
             raise
     return PreparedTrack(
         name=track.name,
         split=track.split,
         num_samples=header.num_samples,
         channels=header.shape[1],
-        shard=_shard(track),
+        shard=shard_name(track),
         rows=math.ceil(config.stft.num_frames(header.num_samples) / config.chunk_frames),
-        bytes=_size(folder, track),
-        sha256=checksum(folder / _shard(track)),
+        bytes=size,
+        sha256=sha256,
         inputs=inputs,
     )
 
 
 def _run_on_ray(
-    plan: Plan, stop: Path, num_tasks: int | None
+    plan: Plan, stop: Location, num_tasks: int | None
 ) -> Iterator[tuple[Job, str | None, PreparedTrack | None]]:
     """Each job with what came of it, as they end; neither error nor result when it was stopped.
 
@@ -250,7 +270,9 @@ def _run_on_ray(
         raise DiskFull(full)
 
 
-def _task(row: dict[str, Any], config: PrepConfig, folder: Path, stop: Path) -> dict[str, Any]:
+def _task(
+    row: dict[str, Any], config: PrepConfig, folder: Location, stop: Location
+) -> dict[str, Any]:
     """Prepare the track of a row, on one core."""
     answer = {"index": row["index"], "error": "", "full": "", "result": ""}
     if stop.exists():
@@ -272,9 +294,10 @@ def _finish(plan: Plan, prepared: list[PreparedTrack], left_out: dict[str, str])
     if Manifest.read_if_there(plan.folder) != manifest:
         manifest.write(plan.folder)
     wanted = {track.shard for track in manifest.tracks}
-    for path in plan.folder.glob("*/*.parquet"):
-        shard = path.relative_to(plan.folder).as_posix()
-        if shard not in wanted and path.parent.name in SPLITS and _header(path):
+    for shard in sizes(plan.folder, SHARD):
+        folder, _, name = shard.partition("/")
+        path = plan.folder / shard
+        if shard not in wanted and folder in SPLITS and "/" not in name and readable_header(path):
             path.unlink()
     return manifest
 
@@ -292,6 +315,8 @@ def _judge(config: PrepConfig, left_out: dict[str, str], num_tracks: int) -> Non
 
 
 def _require_room(plan: Plan) -> None:
+    if isinstance(plan.folder, RemotePath):
+        return
     there = next(path for path in (plan.folder, *plan.folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if plan.bytes > free:
@@ -310,40 +335,3 @@ def _new_job(track: Track, config: PrepConfig) -> Job:
     shape = (config.chunk_frames, info.channels, stft.num_bins, 2)
     size = shard_bytes(rows, len(source.stem_names), shape, config.chunk.dtype)
     return Job(track, info.num_samples / info.sample_rate, size)
-
-
-def _shard(track: Track) -> str:
-    return f"{track.split}/{track.name}.parquet"
-
-
-def _size(folder: Path, track: Track) -> int:
-    return (folder / _shard(track)).stat().st_size
-
-
-def _header(path: Path) -> ShardHeader | None:
-    try:
-        return read_header(path)
-    except BadInput:
-        return None
-
-
-def _valid_header(folder: Path, track: Track, config: PrepConfig) -> ShardHeader | None:
-    """The header of a track's shard if this configuration would write the same."""
-    header = _header(folder / _shard(track))
-    if header is None or header.config_hash != hash_of(content_config(config)):
-        return None
-    fits = header.lengths in ("equal", config.source.lengths)
-    return header if fits else None
-
-
-def _lengths_used(track: Track, config: PrepConfig) -> str:
-    """ "equal" where ``lengths`` made no difference, so that changing it leaves the shard alone."""
-    try:
-        inspect_track(track, config.source.stem_names, "refuse")
-    except BadInput:
-        return config.source.lengths
-    return "equal"
-
-
-def _checksums(inputs: dict[str, FileStamp]) -> dict[str, str]:
-    return {name: stamp.sha256 for name, stamp in inputs.items()}

@@ -13,8 +13,6 @@ Times the column ``std`` it is the STFT at the track's level; divided by the col
 is that of the samples as they were.
 """
 
-import dataclasses
-import json
 import math
 import threading
 from collections import OrderedDict
@@ -33,55 +31,20 @@ from torch import Tensor
 from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from bsrnn_core.stft import istft
-from data_prep.atomic import AtomicPath
+from data_prep.cache import fetch_shards, local_shard
 from data_prep.chunks import Chunk
 from data_prep.config import PrepConfig
-from data_prep.manifest import FORMAT_VERSION, Manifest, PreparedTrack, differences
-from data_prep.tracks import FileStamp, Split
+from data_prep.manifest import Manifest, PreparedTrack, differences
+from data_prep.shard_header import DTYPES, ShardHeader, damaged, open_footer
+from data_prep.storage import Location, checksum, location, sizes, whole
+from data_prep.tracks import Split
 
 OPEN_SHARDS = 32
 """Shards that a thread keeps open."""
 FOOTER_BYTES = 8192
 COLUMN_BYTES = 128
 """A little more than a shard takes besides its arrays: once, and per column of every row."""
-DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardHeader:
-    """What a shard says of itself in its footer: enough to tell, without the manifest, whether it
-    is what would be written now."""
-
-    config_hash: str
-    track: str
-    split: Split
-    stems: tuple[str, ...]
-    dtype: str
-    """float16 or float32."""
-    shape: tuple[int, int, int, int]
-    """[T, C, F, 2] of every array in the shard."""
-    num_samples: int
-    """Length of the track at the dataset's sample rate."""
-    lengths: str
-    """How differing lengths of its stems were handled, "equal" when there were none."""
-    inputs: dict[str, FileStamp]
-    format_version: int = FORMAT_VERSION
-
-    def to_metadata(self) -> dict[bytes, bytes]:
-        """As parquet key-value metadata."""
-        array = f"{self.shape}{DTYPES[self.dtype].str}"
-        return {b"array": array.encode(), b"shard": json.dumps(dataclasses.asdict(self)).encode()}
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[bytes, bytes]) -> Self:
-        """The inverse. Raises KeyError, TypeError or ValueError when it is none of ours."""
-        values = json.loads(metadata[b"shard"])
-        if values["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {values['format_version']}")
-        values["stems"], values["shape"] = tuple(values["stems"]), tuple(values["shape"])
-        values["inputs"] = {n: FileStamp(**stamp) for n, stamp in values["inputs"].items()}
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,48 +104,37 @@ def decode_stft(array: np.ndarray) -> Complex[Tensor, "C F T"]:
     return torch.view_as_complex(torch.from_numpy(array).float()).permute(1, 2, 0)
 
 
-def write_shard(path: Path, header: ShardHeader, chunks: Iterable[Chunk]) -> None:
-    """Write a shard atomically, row by row, holding one chunk at a time.
+def write_shard(path: Location, header: ShardHeader, chunks: Iterable[Chunk]) -> tuple[int, str]:
+    """Write a shard atomically, row by row, holding one chunk at a time; returns its bytes and
+    its checksum.
 
     Neither dictionary encoding nor statistics nor compression: noise-like numbers gain nothing from
     them, and each costs a multiple of the time that plain bytes take.
     """
     schema = shard_schema(header)
-    with (
-        AtomicPath(path) as temporary,
-        pq.ParquetWriter(
-            temporary,
-            schema,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        ) as writer,
-    ):
-        for chunk in chunks:
-            arrays = [encode_stft(stft, header.dtype) for stft in chunk.stft]
-            assert all(array.shape == header.shape for array in arrays), header.shape
-            light = (
-                header.track,
-                header.split,
-                chunk.index,
-                chunk.first_sample,
-                chunk.valid_samples,
-                chunk.num_frames,
-                chunk.gain,
-                chunk.mean.real,
-                chunk.mean.imag,
-                chunk.std,
-                *chunk.activity,
-            )
-            columns = [pa.array([v], t) for v, t in zip(light, schema.types, strict=False)]
-            columns += [_binary_column(array) for array in arrays]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
-def read_header(path: Path) -> ShardHeader:
-    """The header of a shard. Raises BadInput unless ``path`` is a whole shard of this version."""
-    return _open_footer(path)[1]
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with whole(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, **plain, write_page_checksum=True) as writer:
+            for chunk in chunks:
+                arrays = [encode_stft(stft, header.dtype) for stft in chunk.stft]
+                assert all(array.shape == header.shape for array in arrays), header.shape
+                light = (
+                    header.track,
+                    header.split,
+                    chunk.index,
+                    chunk.first_sample,
+                    chunk.valid_samples,
+                    chunk.num_frames,
+                    chunk.gain,
+                    chunk.mean.real,
+                    chunk.mean.imag,
+                    chunk.std,
+                    *chunk.activity,
+                )
+                columns = [pa.array([v], t) for v, t in zip(light, schema.types, strict=False)]
+                columns += [_binary_column(array) for array in arrays]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+        return temporary.stat().st_size, checksum(temporary)
 
 
 class _OpenShards(threading.local):
@@ -195,35 +147,37 @@ class _OpenShards(threading.local):
 class ShardDataset:
     """A prepared dataset, read in any order and from any thread; it can be pickled.
 
-    Shards are opened when they are first needed; every thread has its own handles.
+    Shards are opened when they are first needed; every thread has its own handles. Of a dataset in
+    object storage the shards that are needed are copied to this machine, once for all processes.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Location, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self.manifest_hash = manifest.hash
         self.stems = manifest.stems
         self.config = manifest.config
         self.prep_config = manifest.prep_config
+        self._by_shard = {track.shard: track for track in manifest.tracks}
         self._footers: dict[str, tuple[pq.FileMetaData, ShardHeader]] = {}
         self._of_thread = _OpenShards()
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | Location) -> Self:
         """Raises BadInput when ``folder`` has no readable manifest, or a shard is missing or has
         another size than the manifest says."""
-        root = Path(folder).expanduser().absolute()
+        root = location(folder)
         manifest = Manifest.read(root)
+        there = sizes(root, ".parquet")
         for track in manifest.tracks:
-            path = root / track.shard
-            if not path.is_file() or path.stat().st_size != track.bytes:
+            if there.get(track.shard) != track.bytes:
                 raise BadInput(
-                    f"{path} is missing or not as it was prepared: run `bsrnn prep` again, which "
-                    "replaces what is damaged"
+                    f"{root / track.shard} is missing or not as it was prepared: run `bsrnn prep` "
+                    "again, which replaces what is damaged"
                 )
         return cls(root, manifest)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, Manifest]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[Location, Manifest]]:
         return type(self), (self.folder, self.manifest)
 
     @property
@@ -250,6 +204,7 @@ class ShardDataset:
 
     def rows(self, split: Split) -> list[ChunkRow]:
         """All chunks of a split, in the order of tracks and of time."""
+        fetch_shards(self.folder, self.tracks(split))
         return [row for track in self.tracks(split) for row in self.track_rows(track)]
 
     def track_rows(self, track: PreparedTrack) -> list[ChunkRow]:
@@ -285,7 +240,7 @@ class ShardDataset:
             flat = pa.Array.from_buffers(_ARROW_TYPES[header.dtype], size, [None, buffer])
             return torch.from_dlpack(flat).numpy().reshape(header.shape)
         except (OSError, pa.ArrowException) as error:
-            raise _damaged(self.folder / row.shard) from error
+            raise self._damaged(row.shard) from error
 
     def track_references(self, split: Split, track: str) -> Float[Tensor, "S C N"]:
         """The stems of the song named ``track``, put together again from its chunks, at its gain.
@@ -306,21 +261,34 @@ class ShardDataset:
         """This thread's handle of a shard; the one unused for longest is closed for a new one."""
         handles = self._of_thread.handles
         if shard not in handles:
+            path = self._local(shard)
             if shard not in self._footers:
-                footer, header = _open_footer(self.folder / shard)
+                footer, header = open_footer(path)
                 if header.config_hash != self.manifest.config_hash:
-                    raise _damaged(self.folder / shard)
+                    raise damaged(self.folder / shard)
                 self._footers[shard] = footer, header
             if len(handles) >= OPEN_SHARDS:
                 handles.popitem(last=False)[1].close()
             handles[shard] = pq.ParquetFile(
-                self.folder / shard,
+                path,
                 metadata=self._footers[shard][0],
                 memory_map=True,
                 page_checksum_verification=True,
             )
         handles.move_to_end(shard)
         return handles[shard]
+
+    def _local(self, shard: str) -> Path:
+        return local_shard(self.folder, self._by_shard[shard])
+
+    def _damaged(self, shard: str) -> BadInput:
+        source = self.folder / shard
+        if isinstance(source, Path):
+            return damaged(source)
+        # It was whole when it came here.
+        return BadInput(
+            f"{self._local(shard)}, this machine's copy of {source}, is damaged: remove it"
+        )
 
 
 _PLAIN_FIELDS = ("track", "chunk", "first_sample", "valid_samples", "num_frames", "gain", "std")
@@ -330,15 +298,3 @@ def _binary_column(array: np.ndarray) -> pa.Array:
     """One binary value over an array's own memory."""
     offsets = pa.py_buffer(np.array([0, array.nbytes], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(array)])
-
-
-def _open_footer(path: Path) -> tuple[pq.FileMetaData, ShardHeader]:
-    try:
-        footer = pq.read_metadata(path)
-        return footer, ShardHeader.from_metadata(footer.metadata or {})
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> BadInput:
-    return BadInput(f"{path} is not a whole shard of its dataset: run `bsrnn prep` again")

@@ -19,6 +19,7 @@ from torch import Tensor
 from bsrnn_core.audio_files import AudioInfo, audio_info, read_audio, resample
 from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
+from data_prep.storage import local_only
 
 Split = Literal["train", "valid", "test"]
 Lengths = Literal["refuse", "pad", "trim"]
@@ -68,7 +69,7 @@ def find_tracks(source: SourceConfig) -> list[Track]:
     """
     if source.musdbhq_location is None:
         raise BadInput("no music named: give its folder with --musdbhq_location DIR")
-    root = Path(source.musdbhq_location).expanduser().absolute()
+    root = local_only(source.musdbhq_location, "musdbhq_location").expanduser().absolute()
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: give the folder of your songs")
     found = {split: _tracks_in(root / split, split) for split in SPLITS}

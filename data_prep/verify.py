@@ -4,29 +4,29 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from bsrnn_core.errors import BadInput
-from data_prep.manifest import Manifest, PreparedTrack, checksum
+from data_prep.manifest import Manifest, PreparedTrack
+from data_prep.storage import Location, checksum, location, size_of
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenShard:
     """A shard that is not as it was prepared."""
 
-    path: Path
+    path: Location
     why: str
 
 
 def broken_shards(
-    folder: str | Path, progress: Callable[[int], None] = lambda size: None
+    folder: str | Location, progress: Callable[[int], None] = lambda size: None
 ) -> list[BrokenShard]:
     """The shards of a dataset that are missing or hold other bytes, in the manifest's order.
 
     ``progress`` is called with the bytes of every shard that was looked at. Raises BadInput when
     ``folder`` has no manifest of this version.
     """
-    root = Path(folder).expanduser().absolute()
+    root = location(folder)
     tracks = Manifest.read(root).tracks
 
     def look(track: PreparedTrack) -> BrokenShard | None:
@@ -39,14 +39,14 @@ def broken_shards(
         return [broken for broken in threads.map(look, tracks) if broken]
 
 
-def _fault(path: Path, track: PreparedTrack) -> str:
+def _fault(path: Location, track: PreparedTrack) -> str:
     try:
-        size = path.stat().st_size
+        size = size_of(path)
+        if size is None:
+            return "it is missing"
         if size != track.bytes:
             return f"it has {size} bytes and should have {track.bytes}"
         return "" if checksum(path) == track.sha256 else "it holds other bytes than were written"
-    except FileNotFoundError:
-        return "it is missing"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
 

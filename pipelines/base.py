@@ -3,9 +3,9 @@
     bsrnn train --part drums --musdbhq_location musdb18hq --name drums
     ray job submit -- python pipelines/base.py --part drums --shards /data/shards --name drums
 
-The results go to OUT/NAME: `best` and `last` (checkpoint folders), `config.yaml` (every option, as
-`--config` takes it), `run.json` (the MLflow run), `metrics.jsonl` (its curves), `costs.json` and
-`samples/` (a validation song, separated).
+The results go to OUT/NAME, on disk or in object storage: `best` and `last` (checkpoint folders),
+`config.yaml` (every option, as `--config` takes it), `run.json` (the MLflow run), `metrics.jsonl`
+(its curves), `costs.json` and `samples/` (a validation song, separated).
 """
 
 import dataclasses
@@ -29,18 +29,21 @@ from data_prep.batches import training_channels
 from data_prep.config import PrepConfig
 from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
+from data_prep.storage import Location, absolute, location
 from pipelines import plots, report, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG, changes, read_yaml, save_yaml, yaml_values
 from pipelines.launch import check_resources, launch_training, start_ray
 from pipelines.prep import prepare_shards
+from pipelines.remote_checkpoints import local_checkpoint
+from pipelines.run_files import RUN_FILE
+from pipelines.run_storage import RunStorage, recorded_run
 from pipelines.training import TrainingJob
 from pipelines.training_state import differences, initial_model
 from pipelines.worker import Launch
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
 FIXED = (
     *("seed", "batch_size", "steps_per_epoch", "lr", "lr_schedule", "lr_decay"),
     *("warmup_steps", "ema_decay", "remix", "gain_db", "drop_probability", "flip_polarity"),
@@ -54,7 +57,7 @@ SAMPLE_SECONDS = 30
 
 
 def run(config: TrainConfig) -> Path:
-    """Train as ``config`` says, show how it goes, and return the run's folder.
+    """Train as ``config`` says, show how it goes, and return the run's folder on this machine.
 
     Raises BadInput for a name already used, missing data or options that do not fit together.
     """
@@ -75,8 +78,9 @@ def train(
     ``tags`` count for more than the run's own. Raises BadInput as ``run`` does.
     """
     config = complete(config)
-    folder = run_folder(config)
-    before = _previous_run(config, folder)
+    storage = RunStorage(run_folder(config))
+    storage.fetch()
+    before = _previous_run(config, storage)
     if not before:
         # Refuses impossible bands and a checkpoint that does not fit before anything long begins.
         initial_model(config)
@@ -87,13 +91,16 @@ def train(
     training_channels(dataset)
     if before and before["manifest_hash"] != dataset.manifest_hash:
         raise BadInput(
-            f"{dataset.folder} is not the dataset that {folder} was trained on: give that one with "
-            "--shards, or take another --name"
+            f"{dataset.folder} is not the dataset that {storage.home} was trained on: give that "
+            "one with --shards, or take another --name"
         )
-    launch = _launch(config, folder, dataset, before, tags or {}, parent_run_id)
-    save_yaml(dataclasses.replace(config, resume=False), folder / RUN_CONFIG)
+    launch = _launch(config, storage, dataset, before, tags or {}, parent_run_id)
+    save_yaml(dataclasses.replace(config, resume=False), storage.folder / RUN_CONFIG)
+    storage.send()
     with finishing(launch.run_id, launch.tracking_uri):
         launch_with(launch)
+        # The worker that wrote the checkpoints may have been on another machine.
+        storage.fetch()
         _keep_samples(launch, dataset)
     return launch
 
@@ -112,13 +119,13 @@ def finishing(run_id: str, tracking_uri: str) -> Iterator[None]:
         tracking.finish_run(run_id, tracking_uri, status)
 
 
-def run_folder(config: TrainConfig) -> Path:
+def run_folder(config: TrainConfig) -> Location:
     """Where the results go. Raises BadInput when the run has no name, or not that of a folder."""
     if not config.name:
         raise BadInput("the run needs a name: give --name")
     if Path(config.name).name != config.name or config.name == "..":
         raise BadInput(f"the name {config.name} must be a plain folder name")
-    return Path(config.out).resolve() / config.name
+    return location(absolute(config.out)) / config.name
 
 
 def complete(config: TrainConfig) -> TrainConfig:
@@ -150,7 +157,7 @@ def complete(config: TrainConfig) -> TrainConfig:
     seed = config.seed if config.seed >= 0 else secrets.randbelow(2**31)
     # A transfer from this run may be started in another folder.
     music, shards, checkpoint = (
-        path and str(Path(path).resolve())
+        path and absolute(path)
         for path in (config.source.musdbhq_location, config.shards, config.checkpoint_fp)
     )
     source = dataclasses.replace(config.source, musdbhq_location=music)
@@ -159,13 +166,14 @@ def complete(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
+def _previous_run(config: TrainConfig, storage: RunStorage) -> dict[str, Any] | None:
     """What an earlier invocation of this run left, None when there was none."""
+    folder = storage.folder
     before = recorded_run(folder)
     if before is None:
         return None
     if not config.resume:
-        raise BadInput(f"{folder} holds a run already: take another --name, or give --resume")
+        raise BadInput(f"{storage.home} holds a run already: take another --name, or give --resume")
     last = existing_folder(folder / "last")
     if last is not None:
         trained = load(last)
@@ -176,16 +184,10 @@ def _previous_run(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         changed += changes(saved, yaml_values(config), [name for name in FIXED if name in saved])
         if changed:
             raise BadInput(
-                f"{folder} is a run with other options: {'; '.join(changed)}; give --name and "
-                "--resume without them, or take another --name"
+                f"{storage.home} is a run with other options: {'; '.join(changed)}; give --name "
+                "and --resume without them, or take another --name"
             )
     return before
-
-
-def recorded_run(folder: Path) -> dict[str, Any] | None:
-    """The MLflow run that ``record_run`` noted in a run's folder, None when there is none."""
-    file = folder / RUN_FILE
-    return json.loads(file.read_text()) if file.exists() else None
 
 
 def record_run(folder: Path, run_id: str, tracking_uri: str, **more: str) -> None:
@@ -194,20 +196,20 @@ def record_run(folder: Path, run_id: str, tracking_uri: str, **more: str) -> Non
     report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def training_shards(config: TrainConfig) -> Path:
+def training_shards(config: TrainConfig) -> Location:
     """The folder of the shards to train on, prepared first where --shards names none."""
     if config.shards:
-        return Path(config.shards).resolve()
+        return location(config.shards)
     return prepared_shards(config.prep, config.out)
 
 
-def prepared_shards(prep: PrepConfig, out: str) -> Path:
+def prepared_shards(prep: PrepConfig, out: str) -> Location:
     """The folder of a dataset among the runs in ``out``; what it lacks is prepared."""
     source = prep.source
     music = str(Path(str(source.musdbhq_location)).resolve())
     choice = [source.portion, source.valid_fraction, source.split_seed, source.lengths]
     identity = hash_of([music, choice, content_config(prep)])[:12]
-    folder = Path(out).resolve() / "shards" / f"{Path(music).name}-{identity}"
+    folder = location(absolute(out)) / "shards" / f"{Path(music).name}-{identity}"
     prepare_shards(prep, folder)
     return folder
 
@@ -223,7 +225,7 @@ def _tags(config: TrainConfig, dataset: ShardDataset) -> dict[str, str]:
         "manifest_hash": dataset.manifest_hash,
     }
     if config.checkpoint_fp:
-        trunk = read_metadata(config.checkpoint_fp)
+        trunk = read_metadata(local_checkpoint(config.checkpoint_fp))
         tags["way"] = f"{config.stage} from {trunk.get('stage', 'a checkpoint')}"
         tags["checkpoint_run_id"] = str(trunk.get("mlflow_run_id", ""))
     return tags
@@ -231,13 +233,14 @@ def _tags(config: TrainConfig, dataset: ShardDataset) -> dict[str, str]:
 
 def _launch(
     config: TrainConfig,
-    folder: Path,
+    storage: RunStorage,
     dataset: ShardDataset,
     before: dict[str, Any] | None,
     tags: Mapping[str, str],
     parent_run_id: str | None,
 ) -> Launch:
     """The job with its MLflow run: a new one, or that of the earlier invocation."""
+    folder = storage.folder
     folder.mkdir(parents=True, exist_ok=True)
     if before:
         run_id, uri = before["run_id"], before["tracking_uri"]
@@ -258,7 +261,7 @@ def _launch(
         "run": config.name,
     }
     job = TrainingJob(config=config, folder=folder, shards=dataset.folder, metadata=metadata)
-    return Launch(job=job, run_id=run_id, tracking_uri=uri)
+    return Launch(job=job, run_id=run_id, tracking_uri=uri, home=storage.home)
 
 
 def git_commit() -> str:
@@ -320,6 +323,7 @@ def _keep_samples(launch: Launch, dataset: ShardDataset) -> None:
             panels = {"mixture": mixture, "reference": reference, "estimate": estimate}
             plots.plot_spectrograms(panels, stft.sample_rate, stem, folder / f"{stem}.png")
         artifacts.append((folder, "samples"))
+        launch.storage.send_folder(folder.name)
     problem = tracking.log_results(launch.run_id, launch.tracking_uri, {}, artifacts)
     if problem:
         logger.warning(problem)
@@ -334,7 +338,7 @@ def _show_summary(launch: Launch) -> None:
         ["epochs", last["epoch"]],
         ["best epoch", best["epoch"]],
         *([key, math.nan if value is None else value] for key, value in scores.items()),
-        ["best checkpoint", str(folder / "best")],
+        ["best checkpoint", str(launch.storage.home / "best")],
         ["MLflow", tracking.run_url(launch.run_id, launch.tracking_uri)],
     ]
     report.show(f"{launch.job.config.name} is trained", ("", ""), rows)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bsrnn_core.errors import BadInput
+from data_prep.storage import local_only
 from pipelines import report, tracking
 from pipelines.comparison import EPOCH, compare_runs, stems_of, trainings
 from pipelines.comparison_groups import Comparison
@@ -46,6 +47,7 @@ def run(config: CompareConfig) -> Path:
 
     Raises BadInput when the store cannot be read or its runs cannot be compared.
     """
+    out = local_only(config.out, "out")
     uri = tracking.tracking_uri()
     runs = tracking.find_runs(uri, config.experiment, config.filter)
     if not trainings(runs):
@@ -57,7 +59,6 @@ def run(config: CompareConfig) -> Path:
     comparison = collect(uri, runs, config.by, config.allow_different_data)
     chosen = f" where {config.filter}" if config.filter else ""
     title = f"{config.experiment}: {_words(config.by)}{chosen}"
-    out = Path(config.out)
     files = write_comparison(comparison, out, title)
     show(comparison)
     print(f"{', '.join(file.name for file in files)} written to {out}")

@@ -116,7 +116,7 @@ class TrainConfig:
     part: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Stem to estimate; repeat it for several heads on one trunk."""
     out: str = "runs"
-    """Folder that holds the runs."""
+    """Folder that holds the runs, or s3://bucket/folder."""
     checkpoint_fp: str | None = None
     """Checkpoint folder whose weights to start from; heads for other stems start anew. What is not
     given is as in the run that it comes from, unless a --preset or --config is named."""
@@ -127,7 +127,8 @@ class TrainConfig:
     stem_weights: tuple[float, ...] = ()
     """Weights of the stems' losses in their sum, in the order of --part (1 each when not given)."""
     shards: str | None = None
-    """Folder of prepared shards (prepared from --musdbhq_location when not given)."""
+    """Folder of prepared shards, or s3://bucket/folder (prepared from --musdbhq_location when not
+    given)."""
     experiment: str = "bsrnn"
     """MLflow experiment."""
     resume: bool = False

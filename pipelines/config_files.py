@@ -19,6 +19,7 @@ import yaml
 
 from bsrnn_core.errors import BadInput
 from data_prep.atomic import AtomicPath
+from data_prep.storage import location
 
 Config = TypeVar("Config")
 
@@ -155,7 +156,7 @@ def read_yaml(path: str | os.PathLike[str], config_class: type) -> dict[str, Any
     ``config_class`` does not have in that place, or has one twice.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(location(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise BadInput(f"{path} cannot be read as a configuration: {reason}") from error

@@ -18,6 +18,7 @@ from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
 from data_prep.demo_songs import make_corpus
+from data_prep.storage import local_only
 from pipelines import experiment, infer, plots, report
 from pipelines.config import tiny
 from pipelines.experiment_plan import ExperimentConfig, plan
@@ -53,7 +54,7 @@ class DemoConfig:
 def run(config: DemoConfig) -> Path:
     """Make the songs, train on them, score, separate one, draw it; returns the picture."""
     started = time.perf_counter()
-    out = Path(config.out)
+    out = local_only(config.out, "out")
     songs = out / "songs"
     print("1/4  composing songs with known stems")
     make_corpus(songs, seed=config.seed)

@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bsrnn_core.errors import BadInput
+
 State = Literal["ok", "limited", "missing"]
 
 STYLES: dict[State, str] = {"ok": "green", "limited": "yellow", "missing": "bold red"}
@@ -37,7 +39,8 @@ class DoctorConfig:
     """Look at this machine: what is there for training, and what is missing."""
 
     out: str = "runs"
-    """Folder that is to hold the runs; its disk is looked at."""
+    """Folder that is to hold the runs, or s3://bucket/folder; its disk is looked at, or whether
+    the bucket can be reached."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that is to train; cuda makes a usable GPU a condition."""
 
@@ -63,7 +66,7 @@ def run(config: DoctorConfig) -> int:
         check_gpu(config.device),
         check_cores(),
         check_memory(),
-        check_disk(Path(config.out)),
+        *places_of_runs(config.out),
         check_mlflow(),
         check_ray(),
         check_shared_memory(),
@@ -185,6 +188,22 @@ def available_memory_bytes(
         return min(free, limit - int((cgroup / "memory.current").read_text()))
     except (OSError, ValueError):  # no limit reads as "max"
         return free
+
+
+def places_of_runs(out: str) -> list[Finding]:
+    """Where the runs go; of object storage, also the disk with this machine's copies."""
+    from data_prep.storage import RemotePath, cache_folder, location
+
+    try:
+        place = location(out)
+        if not isinstance(place, RemotePath):
+            return [check_disk(place)]
+        # Raises where there is no such bucket.
+        place.mkdir()
+        storage = Finding("storage", "ok", f"{place} can be reached")
+    except BadInput as error:
+        storage = Finding("storage", "missing", str(error), "see --out", blocks=True)
+    return [storage, check_disk(cache_folder())]
 
 
 def check_disk(folder: Path) -> Finding:

@@ -25,9 +25,12 @@ from bsrnn_core.errors import BadInput
 from bsrnn_core.metrics import Protocol
 from bsrnn_core.model import BSRNN
 from data_prep.config import SourceConfig
+from data_prep.storage import Location, RemotePath, is_remote, location
 from data_prep.tracks import Track, find_tracks, inspect_track
 from pipelines import report, tracking
 from pipelines.launch import parallel_tasks, start_ray, use_gpu
+from pipelines.remote_checkpoints import local_checkpoint
+from pipelines.run_storage import working_copy
 from pipelines.scoring import Evaluation, ScoringOptions, TrackScores, score_track
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ class EvaluateConfig:
     """Options of `bsrnn evaluate`."""
 
     checkpoint_fp: str
-    """Folder of the checkpoint."""
+    """Folder of the checkpoint, or s3://bucket/runs/NAME/best."""
     subset: Literal["test", "valid", "train"] = "test"
     """The songs to score."""
     protocol: Literal["auto", "joint", "single"] = "auto"
@@ -70,11 +73,11 @@ class EvaluateConfig:
                 raise BadInput(f"{name} must be at least 1, not {value}")
 
     @property
-    def out_folder(self) -> Path:
+    def out_folder(self) -> Location:
         """Where the results go."""
         if self.out is not None:
-            return Path(self.out)
-        checkpoint = Path(self.checkpoint_fp).absolute()
+            return location(self.out) if is_remote(self.out) else Path(self.out)
+        checkpoint = location(self.checkpoint_fp)
         return checkpoint.parent / "evaluation" / checkpoint.name / self.subset
 
 
@@ -99,7 +102,7 @@ def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
 
     Raises BadInput as ``run`` does.
     """
-    stems = load(config.checkpoint_fp).stems
+    stems = load(local_checkpoint(config.checkpoint_fp)).stems
     protocol = choose_protocol(config, stems)
     tracks, skipped = _usable_tracks(config)
     longest = max((info for _, info in tracks), key=lambda info: info.num_samples * info.channels)
@@ -113,7 +116,7 @@ def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
         batch_size=config.batch_size,
         full_museval=config.full_museval,
     )
-    checkpoint = str(Path(config.checkpoint_fp).absolute())
+    checkpoint = str(location(config.checkpoint_fp))
     names = [track for track, _ in tracks]
     results: list[TrackScores] = []
     title = f"scoring {config.subset}"
@@ -218,7 +221,7 @@ def _model_of(evaluation: str, checkpoint: str, device: str) -> BSRNN:
     if evaluation not in _loaded:
         _loaded.clear()
         torch.set_num_threads(1)  # a song per core is faster than a core more per song
-        _loaded[evaluation] = load(checkpoint, device)
+        _loaded[evaluation] = load(local_checkpoint(checkpoint), device)
     return _loaded[evaluation]
 
 
@@ -276,8 +279,9 @@ def show(evaluation: Evaluation) -> None:
 
 
 def write_results(evaluation: Evaluation, config: EvaluateConfig) -> list[Path]:
-    """A JSON file per song in museval's format, summary.json and scores.md; returns the files."""
-    out = config.out_folder
+    """A JSON file per song in museval's format, summary.json and scores.md; returns the files on
+    this machine."""
+    out = working_copy(config.out_folder)
     files = []
     for track in evaluation.tracks:
         files.append(out / f"{track.track}.json")
@@ -291,12 +295,15 @@ def write_results(evaluation: Evaluation, config: EvaluateConfig) -> list[Path]:
         "Per song": (report.TRACK_HEADER, report.track_rows(evaluation)),
     }
     report.write_markdown(files[-1], report.evaluation_title(evaluation), sections)
+    if isinstance(config.out_folder, RemotePath):
+        for file in files:
+            (config.out_folder / file.name).send(file)
     return files
 
 
 def log_to_training_run(evaluation: Evaluation, config: EvaluateConfig, files: list[Path]) -> None:
     """Add scores and files to the MLflow run named in the checkpoint; warns where that fails."""
-    metadata = read_metadata(config.checkpoint_fp)
+    metadata = read_metadata(local_checkpoint(config.checkpoint_fp))
     run_id, uri = metadata.get("mlflow_run_id"), metadata.get("mlflow_tracking_uri")
     if not run_id or not uri:
         logger.warning("the checkpoint names no MLflow run, so the scores are in the files only")

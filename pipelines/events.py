@@ -15,6 +15,8 @@ class Events:
     """Called on rank 0 after every step, with where the training stands."""
     on_metrics: Callable[[int, dict[str, float]], None] = field(default=lambda step, metrics: None)
     """Called on rank 0 with (step, metrics) to be logged."""
+    on_checkpoint: Callable[[], None] = field(default=lambda: None)
+    """Called on rank 0 after a checkpoint is written."""
     on_epoch: Callable[[dict[str, float]], None] = field(default=lambda metrics: None)
     """Called on every rank at the end of every epoch."""
     on_phase: Callable[[At, int], None] = field(default=lambda at, step: None)

@@ -25,6 +25,7 @@ from rich.progress import Progress
 from bsrnn_core.errors import BadInput
 from data_prep.batches import training_channels
 from data_prep.shards import ShardDataset
+from data_prep.storage import Location
 from pipelines import base, compare, evaluate, report, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG
@@ -47,7 +48,7 @@ class Setting:
     """What all steps of a running experiment share."""
 
     folder: Path
-    shards: Path
+    shards: Location
     run_id: str
     """The parent run."""
     tracking_uri: str
@@ -91,7 +92,7 @@ def run(config: ExperimentConfig) -> Path:
     return folder / COMPARISON
 
 
-def _shards(config: ExperimentConfig) -> Path:
+def _shards(config: ExperimentConfig) -> Location:
     """The shards of all steps. Raises BadInput where a step could not be trained or scored."""
     dataset = ShardDataset.open(base.training_shards(config.train))
     dataset.check(config.train.prep, config.stems)

@@ -13,12 +13,12 @@ import io
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from bsrnn_core.errors import BadInput
+from data_prep.storage import location
 from pipelines.config import OF_ONE_RUN
 from pipelines.config_files import (
     RUN_CONFIG,
@@ -155,7 +155,7 @@ def _file_to_resume(flags: Sequence[Flag], known: Mapping[str, Leaf]) -> str | N
     said = {flag.name: " ".join(flag.values) for flag in flags}
     if "name" not in said or said.get("resume", "false").lower() not in ("", "true"):
         return None
-    file = Path(said.get("out", str(known["out"].default)), said["name"], RUN_CONFIG)
+    file = location(said.get("out", str(known["out"].default))) / said["name"] / RUN_CONFIG
     return str(file) if file.exists() else None
 
 
@@ -165,7 +165,7 @@ def _run_of_checkpoint(flags: Sequence[Flag], known: Mapping[str, Leaf]) -> str 
     said = {flag.name: " ".join(flag.values) for flag in flags}
     if "checkpoint_fp" not in said or "transfer" not in known:
         return None
-    file = Path(said["checkpoint_fp"]).absolute().parent / RUN_CONFIG
+    file = location(said["checkpoint_fp"]).parent / RUN_CONFIG
     return str(file) if file.exists() else None
 
 

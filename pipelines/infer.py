@@ -19,7 +19,9 @@ from bsrnn_core.checkpoint import load
 from bsrnn_core.errors import BadInput
 from bsrnn_core.model import BSRNN
 from bsrnn_core.separation import separate_blocks
+from data_prep.storage import local_only
 from pipelines import report
+from pipelines.remote_checkpoints import local_checkpoint
 
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 """The files of a folder that are taken for songs."""
@@ -30,7 +32,7 @@ class InferConfig:
     """Options of `bsrnn infer`."""
 
     checkpoint_fp: str
-    """Folder of the checkpoint."""
+    """Folder of the checkpoint, or s3://bucket/runs/NAME/best."""
     input: str
     """A song (wav, flac, ogg, mp3), or a folder of songs."""
     out: str
@@ -57,10 +59,11 @@ def run(config: InferConfig) -> list[Path]:
     All songs are looked at before the first is separated. Of a song either all stems are written
     or none. Raises BadInput for an input that cannot be read and for outputs that would replace it.
     """
-    songs = _find_songs(Path(config.input))
+    out = local_only(config.out, "out")
+    songs = _find_songs(local_only(config.input, "input"))
     infos = {song: audio_info(song) for song in songs}
-    model = load(config.checkpoint_fp, _device(config.device))
-    outputs = _plan(songs, model.stems, Path(config.out))
+    model = load(local_checkpoint(config.checkpoint_fp), _device(config.device))
+    outputs = _plan(songs, model.stems, out)
     rows: list[list[report.Cell]] = []
     with report.progress(counted=False) as progress:
         for song in songs:

@@ -195,7 +195,11 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
     gpu = use_gpu(config.cluster.device)
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"launch": launch, "board": board},
+        train_loop_config={
+            "launch": launch,
+            "board": board,
+            "node": ray.get_runtime_context().get_node_id(),
+        },
         torch_config=SigtermNoted(),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
@@ -204,7 +208,7 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(launch.job.folder),
+            storage_path=launch.storage.uri,
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )

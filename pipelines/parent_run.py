@@ -30,6 +30,11 @@ def parent_folder(
     Raises BadInput when it is taken, or holds others than those that are to be resumed.
     """
     folder = base.run_folder(train)
+    if not isinstance(folder, Path):
+        raise BadInput(
+            f"{noun} keeps its books in --out, which must be a folder that all machines share and "
+            f"not {train.out}; its --shards may be in object storage"
+        )
     saved = folder / RUN_CONFIG
     if not saved.exists():
         return folder

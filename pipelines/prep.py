@@ -12,13 +12,13 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
 from data_prep.manifest import Manifest
 from data_prep.prepare import Plan, PrepProgress, carry_out, plan_dataset
+from data_prep.storage import Location, location
 from data_prep.tracks import SPLITS
 from data_prep.verify import broken_shards, remove_broken
 from pipelines import report
@@ -32,7 +32,7 @@ class PrepCommandConfig:
     """Options of `bsrnn prep`."""
 
     out: str = "shards"
-    """Folder for the shards."""
+    """Folder for the shards, or s3://bucket/folder."""
     verify: bool = False
     """Only see whether all shards are still as they were prepared."""
     repair: bool = False
@@ -55,7 +55,7 @@ def run(config: PrepCommandConfig) -> None:
 
 
 def _verify(config: PrepCommandConfig) -> None:
-    folder = Path(config.out).expanduser().absolute()
+    folder = location(config.out)
     manifest = Manifest.read(folder)
     size = sum(track.bytes for track in manifest.tracks)
     with report.progress(counted=False) as bar:
@@ -72,9 +72,9 @@ def _verify(config: PrepCommandConfig) -> None:
             f"{broken[0].path} ({broken[0].why}): --repair writes them anew"
         )
     prep = manifest.prep_config
-    location = config.source.musdbhq_location or prep.source.musdbhq_location
+    music = config.source.musdbhq_location or prep.source.musdbhq_location
     prep = dataclasses.replace(
-        prep, source=dataclasses.replace(prep.source, musdbhq_location=location)
+        prep, source=dataclasses.replace(prep.source, musdbhq_location=music)
     )
     # The songs must be there before anything is removed.
     plan_dataset(prep, folder)
@@ -82,7 +82,7 @@ def _verify(config: PrepCommandConfig) -> None:
     prepare_shards(prep, folder)
 
 
-def prepare_shards(config: PrepConfig, out: str | Path) -> Manifest:
+def prepare_shards(config: PrepConfig, out: str | Location) -> Manifest:
     """Prepare a dataset in the folder ``out`` and tell the terminal how it goes.
 
     Starts Ray when there is something to do and it does not run yet. Raises BadInput when no track
@@ -90,7 +90,7 @@ def prepare_shards(config: PrepConfig, out: str | Path) -> Manifest:
     """
     plan = plan_dataset(config, out)
     logger.info(
-        "%d songs to prepare (%.0f s of music), %d there already; takes %.2f GB on disk in %s",
+        "%d songs to prepare (%.0f s of music), %d there already; takes %.2f GB in %s",
         len(plan.jobs),
         plan.seconds,
         len(plan.kept),

@@ -1,6 +1,7 @@
 """Which store runs are recorded in, and whether it is there; without importing MLflow."""
 
 import fcntl
+import importlib.util
 import os
 import re
 import ssl
@@ -9,6 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from bsrnn_core.errors import BadInput
 
 
 def tracking_uri() -> str:
@@ -45,9 +48,20 @@ def shown(uri: str) -> str:
 
 
 def artifact_location(uri: str) -> str | None:
-    """mlartifacts beside the database, absolute; None where the server decides."""
+    """BSRNN_ARTIFACTS, such as s3://bucket/artifacts, or mlartifacts beside the database; None
+    where the server decides.
+
+    Raises BadInput where MLflow could not write there.
+    """
     if is_http(uri) or uri.startswith("databricks"):
         return None
+    named = os.environ.get("BSRNN_ARTIFACTS")
+    if named and "://" in named:
+        if named.startswith("s3:") and importlib.util.find_spec("boto3") is None:
+            raise BadInput(f"BSRNN_ARTIFACTS is {named}, which MLflow needs boto3 for: install it")
+        return named
+    if named:
+        return Path(named).absolute().as_uri()
     database = database_file(uri)
     folder = Path.cwd() if database is None else database.parent
     return (folder / "mlartifacts").as_uri()

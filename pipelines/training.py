@@ -20,22 +20,21 @@ from torch import Tensor, nn
 
 from bsrnn_core import BSRNN, checkpoint
 from bsrnn_core.losses import separation_loss
-from data_prep.atomic import AtomicPath
+from data_prep.atomic import write_text
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
+from data_prep.storage import Location
 from pipelines.config import VALID_MEAN, TrainConfig
 from pipelines.devices import settle_buckets, use_bf16
 from pipelines.events import Events
 from pipelines.meters import LossMeter, peak_memory_gb, reset_peak_memory
+from pipelines.run_files import COSTS_FILE
 from pipelines.stopping import Interrupted, Stop, agree
 from pipelines.training_state import TrainingState, initial_model
 from pipelines.validation import score_tracks, stem_scores
 
 T = TypeVar("T")
 
-COSTS_FILE = "costs.json"
-"""In a run's folder: the metrics ``system/...`` as of its last checkpoint, which they are no part
-of, so that two like trainings have like checkpoints."""
 STOP_CHECK_STEPS_ON_GPU = 10
 """Steps between two looks at whether to stop on a GPU, where each makes the CPU wait."""
 
@@ -46,7 +45,7 @@ class TrainingJob:
 
     config: TrainConfig
     folder: Path
-    shards: Path
+    shards: Location
     metadata: dict[str, Any]
     """Saved with every checkpoint: manifest hash, git commit, MLflow run id ..."""
 
@@ -125,9 +124,9 @@ class Training:
             if finished:
                 progress.epoch += 1
             scores = self.validate() if validates else {}
-            self.save(scores)
             if self.rank == 0:
                 self.events.on_metrics(progress.step, self._costs())
+            self.save(scores)
             self.events.on_epoch({"epoch": progress.epoch, "step": progress.step, **scores})
             if not finished:
                 return
@@ -235,8 +234,8 @@ class Training:
         workers = self._gathered(mine)
         if self.rank == 0:
             self.state.save(self.last_folder, self._metadata(scores), workers)
-            with AtomicPath(self.job.folder / COSTS_FILE) as unfinished:
-                unfinished.write_text(json.dumps(self._costs(), indent=2) + "\n")
+            write_text(self.job.folder / COSTS_FILE, json.dumps(self._costs(), indent=2) + "\n")
+            self.events.on_checkpoint()
 
     def _restore(self) -> None:
         """Go on from the last checkpoint, to the bit where it is of as many workers."""

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from bsrnn_core import BSRNN, BadInput, BsrnnConfig, checkpoint
 from pipelines.config import OptimConfig, TrainConfig
 from pipelines.config_files import changes, leaf_values
+from pipelines.remote_checkpoints import local_checkpoint
 
 STATE_FILE = "training_state.pt"
 
@@ -47,7 +48,7 @@ def initial_model(config: TrainConfig) -> BSRNN:
     """
     if config.checkpoint_fp is None:
         return BSRNN(config.bsrnn)
-    model = checkpoint.load(config.checkpoint_fp)
+    model = checkpoint.load(local_checkpoint(config.checkpoint_fp))
     fresh_heads = config.transfer or model.stems != config.part
     wanted = config.bsrnn
     if fresh_heads:

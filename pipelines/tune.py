@@ -108,7 +108,7 @@ def _shards(config: TuneConfig, space: Plan) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, prep in datasets(config, space).items():
         folder = config.train.shards or base.prepared_shards(prep, config.train.out)
-        dataset = ShardDataset.open(Path(folder).resolve())
+        dataset = ShardDataset.open(folder)
         dataset.check(prep, config.train.part)
         training_channels(dataset)
         if not dataset.tracks("valid"):

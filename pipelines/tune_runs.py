@@ -19,10 +19,11 @@ from pipelines import base, tracking
 from pipelines.config import VALID_MEAN, TrainConfig
 from pipelines.config_files import with_values
 from pipelines.launch import build_trainer, run_trainer
+from pipelines.run_files import JOURNAL_FILE
 from pipelines.tune_plan import Plan, TuneConfig, trial_config
 from pipelines.tune_space import as_words
 from pipelines.tune_trials import BEST, FINISHED, Ledger, Trial
-from pipelines.worker import JOURNAL_FILE, Launch
+from pipelines.worker import Launch
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """What each Ray Train worker runs: a training, tied to Ray, MLflow and its machine's signals."""
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +12,11 @@ import ray.train.torch
 import torch
 
 from bsrnn_core.errors import BadInput
+from data_prep.storage import Location
 from pipelines.devices import cores
 from pipelines.events import Events
+from pipelines.run_files import JOURNAL_FILE
+from pipelines.run_storage import RunStorage, check_shared
 from pipelines.sigterm import sigterm_noted
 from pipelines.stalls import Pulse
 from pipelines.status_board import StatusBoard
@@ -20,8 +24,6 @@ from pipelines.stopping import Interrupted, Stop
 from pipelines.tracking import Tracker
 from pipelines.training import Training, TrainingJob
 
-JOURNAL_FILE = "metrics.jsonl"
-"""In a run's folder: every point of its curves."""
 PULSES_PER_STALL = 4
 """How often a worker says what it is at in the time after which it counts as late."""
 DRAIN_CHECK_STEPS = 10
@@ -35,6 +37,13 @@ class Launch:
     job: TrainingJob
     run_id: str
     tracking_uri: str
+    home: Location | None = None
+    """Where the run's folder is kept, when ``job.folder`` is this machine's copy of it."""
+
+    @property
+    def storage(self) -> RunStorage:
+        """Where the run is kept, and this machine's copy."""
+        return RunStorage(self.home or self.job.folder)
 
 
 def train_worker(settings: dict[str, Any]) -> BaseException | None:
@@ -49,7 +58,7 @@ def train_worker(settings: dict[str, Any]) -> BaseException | None:
     if why:
         return BadInput(why)
     try:
-        _train(launch, board)
+        _train(launch, board, settings["node"])
     except FloatingPointError as error:
         return error
     except BadInput as error:
@@ -63,9 +72,14 @@ def train_worker(settings: dict[str, Any]) -> BaseException | None:
     return None
 
 
-def _train(launch: Launch, board: Any) -> None:
+def _train(launch: Launch, board: Any, drivers_node: str) -> None:
     config, context = launch.job.config, ray.train.get_context()
-    rank = context.get_world_rank()
+    rank, storage = context.get_world_rank(), launch.storage
+    if ray.get_runtime_context().get_node_id() != drivers_node:
+        check_shared(storage.home, launch.run_id, launch.job.shards)
+    storage.fetch()
+    # Another machine may have its cache in another place.
+    job = dataclasses.replace(launch.job, folder=storage.folder)
     torch.set_num_threads(
         config.cluster.threads_per_worker or max(1, cores() // context.get_local_world_size())
     )
@@ -79,13 +93,14 @@ def _train(launch: Launch, board: Any) -> None:
             )
             events.on_phase = stack.enter_context(pulse).at
         if rank == 0:
-            journal = launch.job.folder / JOURNAL_FILE
-            tracker = Tracker(launch.run_id, launch.tracking_uri, journal=journal)
+            tracker = Tracker(launch.run_id, launch.tracking_uri, journal=job.folder / JOURNAL_FILE)
+            events.on_checkpoint = storage.send_if_possible
             events.on_metrics = stack.enter_context(tracker).log
             events.on_step, events.on_epoch = told.post, told.post_epoch
-        Training(
-            launch.job, device=ray.train.torch.get_device(), wrap=_distributed, events=events
-        ).run()
+        device = ray.train.torch.get_device()
+        Training(job, device=device, wrap=_distributed, events=events).run()
+    if rank == 0:
+        storage.send_at_last()
 
 
 def _distributed(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,7 +1,9 @@
 """What tests of several packages share: one Ray, and small songs on disk."""
 
+import logging
 import shutil
 import subprocess
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +30,43 @@ BROWSER_FLAGS = (
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server on the loopback interface.
+
+    The environment names it, with credentials and a cache folder, for all that starts after it.
+    """
+    from moto.server import ThreadedMotoServer
+
+    # Every request would be a line on the terminal.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        # Nobody is to ask the address at which a cloud tells its machines who they are.
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("BSRNN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: str) -> str:
+    """The URI of a new bucket there."""
+    from pyarrow.fs import FileSystem
+
+    uri = f"s3://bucket-{uuid.uuid4().hex[:12]}"
+    filesystem, name = FileSystem.from_uri(f"{uri}?allow_bucket_creation=true")
+    filesystem.create_dir(name)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(object_store: str) -> Iterator[str]:
     """The address of one local Ray with four logical CPUs, on the loopback interface only."""
     import ray
 

@@ -20,9 +20,10 @@ from bsrnn_core.config import STEMS, StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep import prepare as prepare_module
 from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
-from data_prep.manifest import checksum
 from data_prep.prepare import plan_dataset, prepare, prepare_track
-from data_prep.shards import ShardDataset, read_header
+from data_prep.shard_header import read_header
+from data_prep.shards import ShardDataset
+from data_prep.storage import checksum
 from data_prep.tracks import Track
 
 WriteSongs = Callable[..., Path]

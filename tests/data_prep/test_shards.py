@@ -19,10 +19,17 @@ from data_prep.chunks import Chunk, track_chunks
 from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
 from data_prep.manifest import Manifest
 from data_prep.prepare import prepare_track
-from data_prep.shards import ShardDataset, decode_stft, encode_stft, read_header, write_shard
+from data_prep.shard_header import read_header
+from data_prep.shards import ShardDataset, decode_stft, encode_stft, write_shard
 from data_prep.tracks import find_tracks, read_references
 
 MakeDataset = Callable[..., ShardDataset]
+
+
+def home(dataset: ShardDataset) -> Path:
+    """The folder of a dataset on this machine's disk."""
+    assert isinstance(dataset.folder, Path)
+    return dataset.folder
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ def test_the_two_documented_lines_read_a_chunk(make_dataset: MakeDataset, dtype:
     row = dataset.rows("train")[0]
     lines = [li.strip() for li in (shards.__doc__ or "").splitlines() if li.startswith("    ")]
     assert len(lines) == 2
-    code = "\n".join(lines).replace("SHARD.parquet", str(dataset.folder / row.shard))
+    code = "\n".join(lines).replace("SHARD.parquet", str(home(dataset) / row.shard))
     names: dict[str, object] = {"pyarrow": pyarrow, "numpy": np}
     exec(code, names)
     np.testing.assert_array_equal(names["stft"], dataset.read_stem(row, "drums"))
@@ -107,7 +114,7 @@ def test_a_row_per_row_group_without_dictionary_statistics_or_compression(
     make_dataset: MakeDataset,
 ) -> None:
     dataset = make_dataset()
-    footer = pyarrow.parquet.read_metadata(dataset.folder / "train" / "a.parquet")
+    footer = pyarrow.parquet.read_metadata(home(dataset) / "train" / "a.parquet")
     assert footer.num_row_groups == footer.num_rows == 5
     for group in range(footer.num_row_groups):
         for column in range(footer.num_columns):
@@ -144,7 +151,7 @@ def test_threads_and_processes_read_the_same(
 
 def test_an_error_while_writing_leaves_nothing(make_dataset: MakeDataset, tmp_path: Path) -> None:
     dataset = make_dataset()
-    header = read_header(dataset.folder / "train" / "a.parquet")
+    header = read_header(home(dataset) / "train" / "a.parquet")
     references = torch.randn(4, 2, 8000)
 
     def failing() -> Iterator[Chunk]:
@@ -170,10 +177,10 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_another_format_version_is_refused(make_dataset: MakeDataset) -> None:
     dataset = make_dataset()
-    path = dataset.folder / "manifest.json"
+    path = home(dataset) / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
     with pytest.raises(BadInput, match="format version 99"):
-        ShardDataset.open(dataset.folder)
+        ShardDataset.open(home(dataset))
 
 
 @pytest.mark.parametrize("kept_bytes", [None, 0, 1000, -1])
@@ -181,12 +188,12 @@ def test_missing_and_truncated_shards_are_refused(
     make_dataset: MakeDataset, kept_bytes: int | None
 ) -> None:
     dataset = make_dataset()
-    path = dataset.folder / "train" / "a.parquet"
+    path = home(dataset) / "train" / "a.parquet"
     content = path.read_bytes()
     path.unlink()
     if kept_bytes is not None:
         path.write_bytes(content[:kept_bytes])
-    for attempt in (lambda: ShardDataset.open(dataset.folder), lambda: read_header(path)):
+    for attempt in (lambda: ShardDataset.open(home(dataset)), lambda: read_header(path)):
         with pytest.raises(BadInput, match=r"train/a\.parquet"):
             attempt()
 
@@ -195,7 +202,7 @@ def test_a_shard_of_another_preparation_is_refused(make_dataset: MakeDataset) ->
     dataset = make_dataset()
     stranger = dataclasses.replace(dataset.manifest, config_hash="another")
     with pytest.raises(BadInput, match=r"train/a\.parquet"):
-        ShardDataset(dataset.folder, stranger).rows("train")
+        ShardDataset(home(dataset), stranger).rows("train")
 
 
 def test_check_names_all_that_differs(make_dataset: MakeDataset) -> None:
@@ -226,9 +233,9 @@ def test_the_manifest_is_read_as_it_was_written(make_dataset: MakeDataset) -> No
     track = dataset.manifest.tracks[0]
     assert (track.name, track.split, track.shard) == ("a", "train", "train/a.parquet")
     assert (track.num_samples, track.channels, track.rows) == (16000, 2, 5)
-    assert track.bytes == (dataset.folder / track.shard).stat().st_size
+    assert track.bytes == (home(dataset) / track.shard).stat().st_size
     again = Manifest.of(dataset.prep_config, dataset.manifest.tracks[::-1], {})
-    assert again == dataset.manifest == Manifest.read(dataset.folder)
+    assert again == dataset.manifest == Manifest.read(home(dataset))
 
 
 def test_the_hash_names_the_content_and_not_the_place_or_time(make_dataset: MakeDataset) -> None:

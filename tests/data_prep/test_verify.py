@@ -30,6 +30,12 @@ def dataset(ray_cluster: str, tmp_path: Path, write_songs: WriteSongs) -> ShardD
     return ShardDataset.open(tmp_path / "shards")
 
 
+def home(dataset: ShardDataset) -> Path:
+    """The folder of a dataset on this machine's disk."""
+    assert isinstance(dataset.folder, Path)
+    return dataset.folder
+
+
 def flip_a_bit(file: Path, position: int) -> None:
     content = bytearray(file.read_bytes())
     content[position] ^= 1
@@ -46,78 +52,78 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_a_whole_dataset_is_as_prepared(dataset: ShardDataset, caplog: pytest.LogCaptureFixture):
     seen: list[int] = []
-    assert broken_shards(dataset.folder, seen.append) == []
+    assert broken_shards(home(dataset), seen.append) == []
     assert sorted(seen) == sorted(track.bytes for track in dataset.manifest.tracks)
     caplog.set_level("INFO")
-    assert main(["prep", "--verify", "--out", str(dataset.folder)]) == 0
-    assert f"all 3 shards in {dataset.folder} are as prepared" in caplog.text
+    assert main(["prep", "--verify", "--out", str(home(dataset))]) == 0
+    assert f"all 3 shards in {home(dataset)} are as prepared" in caplog.text
 
 
 def test_one_flipped_bit_a_cut_and_a_missing_shard_are_named(
     dataset: ShardDataset, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
-    flip_a_bit(dataset.folder / "train" / "a.parquet", 5000)
-    cut = dataset.folder / "valid" / "b.parquet"
+    flip_a_bit(home(dataset) / "train" / "a.parquet", 5000)
+    cut = home(dataset) / "valid" / "b.parquet"
     size = cut.stat().st_size
     cut.write_bytes(cut.read_bytes()[:-100])
-    (dataset.folder / "test" / "c.parquet").unlink()
-    found = [(shard.path.name, shard.why) for shard in broken_shards(dataset.folder)]
+    (home(dataset) / "test" / "c.parquet").unlink()
+    found = [(shard.path.name, shard.why) for shard in broken_shards(home(dataset))]
     assert found == [
         ("a.parquet", "it holds other bytes than were written"),
         ("b.parquet", f"it has {size - 100} bytes and should have {size}"),
         ("c.parquet", "it is missing"),
     ]
-    before = contents(dataset.folder)
-    assert main(["prep", "--verify", "--out", str(dataset.folder)]) == 2
+    before = contents(home(dataset))
+    assert main(["prep", "--verify", "--out", str(home(dataset))]) == 2
     said = capsys.readouterr().err
     assert "3 of 3 shards" in said
     assert "train/a.parquet (it holds other bytes than were written)" in said
     assert all(name in caplog.text for name in ("a.parquet", "b.parquet", "c.parquet"))
-    assert contents(dataset.folder) == before
+    assert contents(home(dataset)) == before
 
 
 def test_only_what_is_broken_is_written_anew(dataset: ShardDataset):
-    before = contents(dataset.folder)
-    flip_a_bit(dataset.folder / "train" / "a.parquet", 5000)
-    (dataset.folder / "test" / "c.parquet").unlink()
-    assert main(["prep", "--repair", "--out", str(dataset.folder)]) == 0
-    after = contents(dataset.folder)
+    before = contents(home(dataset))
+    flip_a_bit(home(dataset) / "train" / "a.parquet", 5000)
+    (home(dataset) / "test" / "c.parquet").unlink()
+    assert main(["prep", "--repair", "--out", str(home(dataset))]) == 0
+    after = contents(home(dataset))
     assert {name: content for name, (_, content) in after.items()} == {
         name: content for name, (_, content) in before.items()
     }
     changed = {name for name in after if after[name][0] != before[name][0]}
     assert changed == {"a.parquet", "c.parquet"}
-    assert broken_shards(dataset.folder) == []
-    assert ShardDataset.open(dataset.folder).manifest == dataset.manifest
+    assert broken_shards(home(dataset)) == []
+    assert ShardDataset.open(home(dataset)).manifest == dataset.manifest
 
 
 def test_nothing_is_removed_when_the_songs_are_away(
     dataset: ShardDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "songs").rename(tmp_path / "elsewhere")
-    flip_a_bit(dataset.folder / "train" / "a.parquet", 5000)
-    before = contents(dataset.folder)
-    assert main(["prep", "--repair", "--out", str(dataset.folder)]) == 2
+    flip_a_bit(home(dataset) / "train" / "a.parquet", 5000)
+    before = contents(home(dataset))
+    assert main(["prep", "--repair", "--out", str(home(dataset))]) == 2
     assert str(tmp_path / "songs") in capsys.readouterr().err
-    assert contents(dataset.folder) == before
+    assert contents(home(dataset)) == before
     words = ["--musdbhq_location", str(tmp_path / "elsewhere")]
-    assert main(["prep", "--repair", "--out", str(dataset.folder), *words]) == 0
-    assert broken_shards(dataset.folder) == []
+    assert main(["prep", "--repair", "--out", str(home(dataset)), *words]) == 0
+    assert broken_shards(home(dataset)) == []
 
 
 def test_a_flipped_bit_is_refused_at_the_first_read(dataset: ShardDataset):
     """Wherever in the arrays it is, without a look at the whole file."""
-    path = dataset.folder / "train" / "a.parquet"
+    path = home(dataset) / "train" / "a.parquet"
     size = path.stat().st_size
     for position in range(2000, size - 4000, size // 7):
         flip_a_bit(path, position)
-        opened = ShardDataset.open(dataset.folder)
+        opened = ShardDataset.open(home(dataset))
         with pytest.raises(BadInput, match=r"train/a\.parquet is not a whole shard"):
             for row in opened.rows("train"):
                 for stem in opened.stems:
                     opened.read_stem(row, stem)
         flip_a_bit(path, position)
-    for row in ShardDataset.open(dataset.folder).rows("train"):
+    for row in ShardDataset.open(home(dataset)).rows("train"):
         dataset.read_stem(row, dataset.stems[0])
 
 

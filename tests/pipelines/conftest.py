@@ -209,7 +209,7 @@ def _prepared(
         inputs={},
     )
     chunks = list(track_chunks(references, prep))
-    write_shard(folder / shard, header, chunks)
+    size, sha256 = write_shard(folder / shard, header, chunks)
     return PreparedTrack(
         name=name,
         split=split,
@@ -217,7 +217,7 @@ def _prepared(
         channels=channels,
         shard=shard,
         rows=len(chunks),
-        bytes=(folder / shard).stat().st_size,
-        sha256="",
+        bytes=size,
+        sha256=sha256,
         inputs={},
     )

@@ -185,3 +185,12 @@ def test_little_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _place: usage)
     assert doctor.check_shared_memory(tmp_path).state == "limited"
     assert doctor.check_shared_memory(tmp_path / "none").state == "limited"
+
+
+def test_a_bucket_for_the_runs_is_looked_at(bucket: str):
+    (storage, disk) = doctor.places_of_runs(f"{bucket}/runs")
+    assert (storage.state, storage.blocks) == ("ok", False)
+    assert disk.subject == "disk"
+    (storage, _) = doctor.places_of_runs("s3://no-such-bucket-here/runs")
+    assert (storage.state, storage.blocks) == ("missing", True)
+    assert "there is no bucket no-such-bucket-here" in storage.found
