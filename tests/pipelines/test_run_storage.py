@@ -19,11 +19,12 @@ from pipelines import run_storage
 from pipelines.cli import main
 from pipelines.config import PRESETS, TrainConfig
 from pipelines.config_files import RUN_CONFIG, save_yaml
+from pipelines.events import Events
 from pipelines.flags import parse
 from pipelines.remote_checkpoints import archive_of, local_checkpoint, send_checkpoint
 from pipelines.run_files import COSTS_FILE, JOURNAL_FILE, RUN_FILE
 from pipelines.run_storage import RunStorage, check_shared
-from pipelines.training import Events, Training, TrainingJob
+from pipelines.training import Training, TrainingJob
 
 Machine = Callable[[str], None]
 
@@ -103,6 +104,8 @@ def same_checkpoints(one: Path, other: Path) -> bool:
     for state in states:
         for seconds in ("elapsed_seconds", "step_seconds"):
             state["progress"].pop(seconds)
+        for worker in state["workers"]:
+            worker["meter"].pop("elapsed_seconds")
     return str(states[0]) == str(states[1])
 
 
