@@ -20,7 +20,7 @@ from bsrnn_core.config import STEMS, StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep import prepare as prepare_module
 from data_prep.config import ChunkConfig, PrepConfig, SourceConfig
-from data_prep.prepare import plan_dataset, prepare, prepare_track
+from data_prep.prepare import carry_out, plan_dataset, prepare, prepare_track
 from data_prep.shard_header import read_header
 from data_prep.shards import ShardDataset
 from data_prep.storage import checksum
@@ -94,6 +94,26 @@ class TestOnRay:
         bass = ShardDataset.open(out).track_references("train", "b")[STEMS.index("bass")]
         assert bass.abs().max() == 0
         assert plan_dataset(config_of(songs), out).jobs == ()
+
+    def test_a_disk_that_fills_up_meanwhile_costs_what_is_being_written(
+        self, songs: Path, small_disk: Callable[[int], Path]
+    ) -> None:
+        disk, config = small_disk(16), config_of(songs)
+        out, filler = disk / "out", disk / "filler"
+        plan = plan_dataset(config, out)
+        # Others write there too: room for three shards of five, once the plan is made.
+        room = round(3.5 / 5 * plan.bytes)
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
+        with pytest.raises(BadInput, match=f"the disk of {out} is full: make room"):
+            carry_out(plan)
+        before = written_at(out)
+        assert len(before) <= 3
+        assert all(name.endswith(".parquet") for name in before)
+        filler.unlink()
+        manifest = prepare(config, out)
+        after = written_at(out)
+        assert set(after) == {"manifest.json", *(track.shard for track in manifest.tracks)}
+        assert {name: after[name] for name in before} == before
 
     def test_another_configuration_replaces_every_shard(self, songs: Path, tmp_path: Path) -> None:
         out, config = tmp_path / "out", config_of(songs)
