@@ -235,8 +235,8 @@ def location(text: str | os.PathLike[str] | RemotePath) -> Location:
 
 
 def absolute(text: str) -> str:
-    """The same place, from whatever folder it is looked at."""
-    return text if is_remote(text) else str(Path(text).expanduser().resolve())
+    """The same place, from whatever folder it is looked at. Raises BadInput as ``location``."""
+    return str(location(text)) if is_remote(text) else str(Path(text).expanduser().resolve())
 
 
 def local_only(text: str, option: str) -> Path:

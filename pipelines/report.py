@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.atomic import AtomicPath
+from data_prep.atomic import write_text
 from pipelines.scoring import MEASURES, SYSTEMS, Evaluation, Scores
 
 Cell = str | int | float
@@ -85,12 +85,6 @@ def write_markdown(
     parts = [f"# {title}\n"]
     parts += [f"\n## {name}\n\n{markdown_table(*content)}" for name, content in sections.items()]
     write_text(path, "".join(parts))
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a text file, whole or not at all."""
-    with AtomicPath(path) as unfinished:
-        unfinished.write_text(content, encoding="utf-8")
 
 
 def progress(counted: bool) -> Progress:

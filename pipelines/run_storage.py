@@ -62,7 +62,9 @@ class RunStorage:
             for name in (*FILES, *CHECKPOINTS):
                 copy, version = self.folder / name, self._version(name)
                 if version is None:
+                    # Of a checkpoint whose replacement was cut short, both.
                     forget(copy)
+                    forget(existing_folder(copy) or copy)
                 elif marks.get(name) != [version, _state(copy)]:
                     self._fetch_one(name)
                     marks[name] = [version, _state(copy)]

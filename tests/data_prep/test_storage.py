@@ -228,6 +228,7 @@ def cut_line(to: str, after_bytes: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.proof
 def test_an_upload_that_is_cut_short_changes_nothing(
     remote: RemotePath, object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

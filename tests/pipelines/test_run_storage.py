@@ -15,7 +15,7 @@ from bsrnn_core import checkpoint
 from bsrnn_core.checkpoint import read_metadata
 from bsrnn_core.errors import BadInput
 from data_prep.storage import RemotePath, location
-from pipelines import run_storage
+from pipelines import base, run_storage
 from pipelines.cli import main
 from pipelines.config import PRESETS, TrainConfig
 from pipelines.config_files import RUN_CONFIG, save_yaml
@@ -389,6 +389,8 @@ def test_what_must_be_local_is_refused(
     words: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     monkeypatch.chdir(tmp_path)
+    # Before anything is begun that takes its time.
+    monkeypatch.setattr(base, "start_ray", pytest.fail)
     assert main(shlex.split(words)) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
