@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +17,12 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
+from ray._private import ray_constants
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from bsrnn_core.errors import BadInput
 from pipelines.config import ClusterConfig
+from pipelines.process_group import LOOPBACK, torch_config
 from pipelines.status_board import StatusBoard
 from pipelines.tracking import Tracker
 from pipelines.training import Events, Training, TrainingJob
@@ -32,9 +33,6 @@ SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
 PROCESSES_AT_ONCE = 8
 """Processes that a local Ray may start at the same time."""
-LOOPBACK = "127.0.0.2"
-"""Where a local Ray listens on Linux: Ray takes 127.0.0.1 to mean the routable address. Elsewhere
-it keeps to loopback by itself."""
 AUTH_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -57,14 +55,13 @@ def start_ray(num_workers: int = 0, *, dashboard: bool = False) -> None:
     # It warns that its token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
-        with _known_address():
+        with _on_loopback():
             ray.init(
                 num_cpus=max(os.cpu_count() or 1, num_workers) + SPARE_CPUS,
                 include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
+                dashboard_host=LOOPBACK,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                _node_ip_address=LOOPBACK if sys.platform == "linux" else None,
             )
     except ValueError:
         # Only a new Ray may be given its CPUs: `ray start` has been here, so join its cluster.
@@ -76,23 +73,29 @@ def start_ray(num_workers: int = 0, *, dashboard: bool = False) -> None:
 
 
 @contextmanager
-def _known_address() -> Iterator[None]:
-    """Tell the processes of the Ray that is started meanwhile where it is.
+def _on_loopback() -> Iterator[None]:
+    """Keep the Ray that is started meanwhile to the loopback interface, and tell its processes
+    where it is.
 
-    They look for it otherwise when they clean up, and give up where the machine runs two.
+    Ray does the first by itself on macOS and Windows only, and on Linux when told that it cannot
+    have other nodes; given 127.0.0.1, or any other of 127.0.0.0/8, it listens on all interfaces.
+    Its processes look for it otherwise when they clean up, and give up where the machine runs two.
     """
-    if sys.platform != "linux":
-        yield
-        return
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
-    ours = {"RAY_GCS_SERVER_PORT": str(port), "RAY_API_SERVER_ADDRESS": f"{LOOPBACK}:{port}"}
+    ours = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_API_SERVER_ADDRESS": f"{LOOPBACK}:{port}",
+    }
     before = {name: os.environ.get(name) for name in ours}
+    other_nodes, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     os.environ.update(ours)
     try:
         yield
     finally:
+        ray_constants.ENABLE_RAY_CLUSTER = other_nodes
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -229,6 +232,7 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
             use_gpu=gpu,
             resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
         ),
+        torch_config=torch_config(),
         run_config=RunConfig(
             name="ray",
             storage_path=str(launch.job.folder),

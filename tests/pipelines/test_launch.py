@@ -51,7 +51,7 @@ def test_the_address_of_a_new_ray_is_told_to_its_processes_only(monkeypatch: pyt
     names = ("RAY_GCS_SERVER_PORT", "RAY_API_SERVER_ADDRESS")
     monkeypatch.setenv(names[0], "1234")
     monkeypatch.delenv(names[1], raising=False)
-    with launch._known_address():
+    with launch._on_loopback():
         port = os.environ[names[0]]
         assert int(port) not in (0, 1234)
         assert os.environ[names[1]] == f"{launch.LOOPBACK}:{port}"
