@@ -18,7 +18,14 @@ from tests.cluster.hosts import Host, Hosts
 ROOT = Path(__file__).parents[2]
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WORKERS = 2
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 300
+MLFLOW_PORT = 5000
+TINY = (
+    "--sample_rate 8000 --n_fft 256 --feature_dim 4 --num_blstm_layers 1 --mlp_dim 8 "
+    "--band_schema generic --num_bands 6 --chunk_size_in_seconds 0.5 --crop_seconds 0.4 "
+    "--batch_size 2 --log_every_steps 1 --threads_per_worker 1 --num_workers 2"
+)
+"""Options of a training that is over in seconds, with a worker on each host but the head."""
 
 READ_RUN = """
 import json, sys
@@ -134,6 +141,29 @@ class Cluster:
         """Status, curves and artifacts of a run, as the server at the head gives them."""
         script = f"source ~/.bashrc; python -c {shlex.quote(READ_RUN)} {name} 2>/dev/null"
         return json.loads(self.head.run(script).stdout.splitlines()[-1])
+
+    def tunnel(self, port: int, host: str) -> subprocess.Popen[bytes]:
+        """Lead a port of the launcher's loopback to one that the head reaches at ``host``."""
+        options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        process = self.launcher.popen(
+            f"exec ssh -N {options} -i {self.hosts.key} -L {port}:{host}:{port} "
+            f"root@{self.head.address}",
+            self.launcher.home / "tunnel.log",
+        )
+        wait_until(lambda: f"127.0.0.1:{port}" in self.launcher.run("ss -ltn").stdout)
+        return process
+
+    def processes(self, word: str) -> dict[str, list[str]]:
+        """By the node's name: the command lines that contain a word; only of nodes with some."""
+        found = {
+            node.name: [line for line in node.processes() if word in line] for node in self.nodes
+        }
+        return {name: lines for name, lines in found.items() if lines}
+
+    @property
+    def mlflow_address(self) -> str:
+        """Of the server, for programs on the hosts."""
+        return f"http://{self.head.address}:{MLFLOW_PORT}"
 
     def _write_file(self) -> None:
         config = yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text())

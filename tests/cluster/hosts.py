@@ -61,7 +61,9 @@ def why_not() -> str | None:
     # sshd is where not everybody looks.
     path = f"{os.environ.get('PATH', '')}:/usr/sbin"
     missing = [
-        name for name in ("sshd", "rsync", "ip", "nsenter") if not shutil.which(name, path=path)
+        name
+        for name in ("sshd", "ssh", "rsync", "ip", "curl", "nsenter")
+        if not shutil.which(name, path=path)
     ]
     if missing:
         return f"{', '.join(missing)}: not found; run make hosts"
@@ -131,10 +133,8 @@ class Host:
 
     def start_sshd(self) -> None:
         """Let others in by ssh."""
-        log = self.home / "etc" / "log"
-        self.run(
-            f"setsid /usr/sbin/sshd -D -E {log} -f {self.home}/etc/sshd </dev/null >/dev/null 2>&1 &"
-        )
+        words = f"/usr/sbin/sshd -D -E {self.home}/etc/log -f {self.home}/etc/sshd"
+        self.run(f"setsid {words} </dev/null >/dev/null 2>&1 &")
 
     def command(self, script: str) -> list[str]:
         """The words that run a script in a login shell here."""
