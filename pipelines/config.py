@@ -92,12 +92,16 @@ class ClusterConfig:
     """Threads that decode and remix ahead of the step, per worker."""
     max_failures: int = 3
     """Times that Ray restarts the workers from the last checkpoint."""
+    wait_minutes: float = 0.0
+    """Minutes that an autoscaled cluster is given to grow until it holds the workers."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise BadInput(f"num_workers must be at least 1, not {self.num_workers}")
         if self.data_loader_workers < 1:
             raise BadInput("data_loader_workers must be at least 1")
+        if self.wait_minutes < 0:
+            raise BadInput(f"wait_minutes must not be negative, not {self.wait_minutes:g}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from bsrnn_core.errors import BadInput
 from pipelines.config import ClusterConfig
+from pipelines.growth import wait_for_workers
 from pipelines.process_group import LOOPBACK, torch_config
 from pipelines.status_board import StatusBoard
 from pipelines.tracking import Tracker
@@ -119,7 +120,11 @@ def use_gpu(device: str) -> bool:
 
 
 def check_resources(cluster: ClusterConfig) -> None:
-    """Raises BadInput when the cluster can never hold the workers, instead of waiting for ever."""
+    """Raises BadInput when the cluster can never hold the workers, instead of waiting for ever.
+
+    An autoscaled one is given ``wait_minutes`` to grow.
+    """
+    wait_for_workers(cluster)
     kind = "GPU" if use_gpu(cluster.device) else "CPU"
     there = ray.cluster_resources().get(kind, 0)
     if cluster.num_workers > there:
