@@ -14,7 +14,9 @@ PATIENCE_SECONDS=10
 
 # Whether a machine says that nothing listens there: silence may be a cut network.
 refuses() {
-	LC_ALL=C timeout 3 bash -c ": </dev/tcp/$1/$2" 2>&1 | grep -q "Connection refused"
+	local answer
+	answer="$(LC_ALL=C timeout 3 bash -c ": </dev/tcp/$1/$2" 2>&1 || true)"
+	[[ "$answer" == *"Connection refused"* ]]
 }
 
 watch() {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch import config as rays
 
@@ -66,7 +67,7 @@ class _OneMachineBackend(rays._TorchBackend):
         ]
         ray.get(setups)
 
-    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """End the process group."""
         super().on_shutdown(worker_group, backend_config)
         self._forget()

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from pipelines.flags import parse
 ROOT = Path(__file__).parents[1]
 AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "clusters" / "local.yaml"
 SCRIPTS = sorted((ROOT / "clusters").glob("*.sh"))
+ENTRY_POINTS = (
+    *("prep", "base", "mtl", "transfer", "tune", "experiment", "evaluate", "compare", "infer"),
+)
 SAME = (
     *("file_mounts", "rsync_exclude", "setup_commands"),
     *("head_start_ray_commands", "worker_start_ray_commands"),
@@ -106,6 +111,16 @@ def test_the_gpu_machines_are_spot_and_start_from_none():
     gpu = load(AWS)["available_node_types"]["gpu"]
     assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert gpu["min_workers"] == 0 < gpu["max_workers"] <= load(AWS)["max_workers"]
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_a_script_runs_alone_where_the_package_is_installed(name: str, tmp_path: Path):
+    # `ray submit` copies the one file, and runs it from the home of the head's user.
+    shutil.copy(ROOT / "pipelines" / f"{name}.py", tmp_path)
+    command = [sys.executable, tmp_path / f"{name}.py", "--no_such_option", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "no_such_option" in done.stderr and "Traceback" not in done.stderr
 
 
 def check(value: dict[str, Any], fields: dict[str, type], path: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from pipelines.mlflow_gate import TokenGate, ray_token
 TOKEN = "0123456789abcdef"
 
 
-async def everything(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+async def everything(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
-def answer(authorization: bytes | None, kind: str = "http") -> Mapping[str, Any]:
-    sent: list[Mapping[str, Any]] = []
+def answer(authorization: bytes | None, kind: str = "http") -> MutableMapping[str, Any]:
+    sent: list[MutableMapping[str, Any]] = []
 
-    async def send(message: Mapping[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     headers = [] if authorization is None else [(b"authorization", authorization)]
