@@ -18,14 +18,15 @@ RAY_PORT=6379
 PATIENCE_SECONDS=120 # for Ray to start
 
 stop() {
-	local group
+	local group signal
 	group="$(cat "$FOLDER/group" 2>/dev/null)" || return 0
-	kill -TERM -- "-$group" 2>/dev/null || return 0
-	for _ in $(seq 50); do
-		kill -0 -- "-$group" 2>/dev/null || return 0
-		sleep 0.1
+	for signal in TERM KILL; do
+		kill "-$signal" -- "-$group" 2>/dev/null || return 0
+		for _ in $(seq 100); do
+			kill -0 -- "-$group" 2>/dev/null || return 0
+			sleep 0.1
+		done
 	done
-	kill -KILL -- "-$group" 2>/dev/null || true
 }
 
 ray_is_here() {
