@@ -20,6 +20,8 @@ PATIENCE_SECONDS=120 # for Ray to start
 stop() {
 	local group signal
 	group="$(cat "$FOLDER/group" 2>/dev/null)" || return 0
+	# After a reboot the number may be somebody else's.
+	grep -qs mlflow.sh "/proc/$group/cmdline" || return 0
 	for signal in TERM KILL; do
 		kill "-$signal" -- "-$group" 2>/dev/null || return 0
 		for _ in $(seq 100); do

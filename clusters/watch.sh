@@ -39,7 +39,8 @@ stop() {
 	local pid
 	pid="$(cat "$PID_FILE" 2>/dev/null)" || return 0
 	rm -f "$PID_FILE"
-	kill "$pid" 2>/dev/null || true
+	# After a reboot the number may be somebody else's.
+	! grep -qs watch.sh "/proc/$pid/cmdline" || kill "$pid"
 }
 
 case "${1:-}" in
