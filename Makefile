@@ -23,10 +23,11 @@ apt = as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
 	&& $$as_root env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(1) >/dev/null
 
-.PHONY: help setup ffmpeg chromium demo test proof lint lock clean
+.PHONY: help setup ffmpeg chromium hosts demo test proof test-cluster lint lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' \
+		| expand -t 22
 
 setup: ffmpeg $(INSTALLED)  ## make .venv from requirements.lock
 
@@ -34,10 +35,13 @@ demo: setup  ## the whole job on a corpus made on the spot (DEMO_ARGS: flags of 
 	@.venv/bin/bsrnn demo $(DEMO_ARGS)
 
 test: setup  ## all tests but the slow proofs (TEST_ARGS: arguments of pytest)
-	@$(PYTHON) -m pytest -m "not proof" $(TEST_ARGS)
+	@$(PYTHON) -m pytest -m "not proof and not cluster" $(TEST_ARGS)
 
 proof: setup  ## the slow proofs: servers that die, programs that race
 	@$(PYTHON) -m pytest -m proof $(TEST_ARGS)
+
+test-cluster: setup  ## `ray up` and all that follows, on hosts made of namespaces (as root)
+	@$(PYTHON) -m pytest -m cluster tests/cluster $(TEST_ARGS)
 
 lint: setup  ## ruff, its format check, and pyright
 	@.venv/bin/ruff check .
@@ -68,6 +72,17 @@ chromium:
 			"missing and could not be installed: put both on the PATH, then run make again." >&2; \
 			exit 1; }; \
 	fi
+
+# Not part of the setup either: what the hosts of `make test-cluster` are made with.
+hosts:
+	@for tool in sshd rsync ip ssh curl ps; do \
+		PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null && continue; \
+		echo "Installing openssh-server, rsync and iproute2"; \
+		{ $(call apt,openssh-server openssh-client rsync iproute2 curl procps); } || { \
+			echo "$$tool is missing and could not be installed: put openssh-server, rsync," \
+			"iproute2, curl and procps on the machine, then run make again." >&2; exit 1; }; \
+		break; \
+	done
 
 $(OWN_UV):
 	@echo "Installing uv into build/uv"

@@ -95,8 +95,8 @@ class ClusterConfig:
     been announced to go are not counted; -1: always)."""
     stall_seconds: float = 60.0
     """After so long a worker that waits for data or for others is named in the log (0: never)."""
-    wait_minutes: float = 15.0
-    """How long to wait for machines of a cluster that are still to come."""
+    wait_minutes: float = 0.0
+    """Minutes that an autoscaled cluster is given to grow until it holds the workers."""
 
     def __post_init__(self) -> None:
         if self.stall_seconds < 0:
@@ -105,6 +105,8 @@ class ClusterConfig:
             raise BadInput(f"num_workers must be at least 1, not {self.num_workers}")
         if self.data_loader_workers < 1:
             raise BadInput("data_loader_workers must be at least 1")
+        if self.wait_minutes < 0:
+            raise BadInput(f"wait_minutes must not be negative, not {self.wait_minutes:g}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

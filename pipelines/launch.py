@@ -7,9 +7,7 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +15,18 @@ from threading import Event, Thread
 from typing import Any
 
 import ray
-import ray.autoscaler.sdk
 import ray.exceptions
 import ray.train
 import ray.train.torch
+from ray._private import ray_constants
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from bsrnn_core.errors import BadInput
 from pipelines.config import ClusterConfig
 from pipelines.devices import cores
-from pipelines.sigterm import SigtermNoted, sigterm_asks
+from pipelines.growth import wait_for_workers
+from pipelines.process_group import LOOPBACK, torch_config
+from pipelines.sigterm import sigterm_asks
 from pipelines.stalls import StallReport
 from pipelines.status_board import StatusBoard
 from pipelines.worker import Launch, train_worker
@@ -37,9 +37,6 @@ SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
 PROCESSES_AT_ONCE = 8
 """Processes that a local Ray may start at the same time."""
-LOOPBACK = "127.0.0.2"
-"""Where a local Ray listens on Linux: Ray takes 127.0.0.1 to mean the routable address. Elsewhere
-it keeps to loopback by itself."""
 AUTH_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -69,14 +66,13 @@ def _start_local_ray(num_workers: int, dashboard: bool) -> None:
     # It warns that its token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
-        with _known_address():
+        with _on_loopback():
             ray.init(
                 num_cpus=max(os.cpu_count() or 1, num_workers) + SPARE_CPUS,
                 include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
+                dashboard_host=LOOPBACK,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                _node_ip_address=LOOPBACK if sys.platform == "linux" else None,
             )
     except ValueError:
         # Only a new Ray may be given its CPUs: `ray start` has been here, so join its cluster.
@@ -88,23 +84,29 @@ def _start_local_ray(num_workers: int, dashboard: bool) -> None:
 
 
 @contextmanager
-def _known_address() -> Iterator[None]:
-    """Tell the processes of the Ray that is started meanwhile where it is.
+def _on_loopback() -> Iterator[None]:
+    """Keep the Ray that is started meanwhile to the loopback interface, and tell its processes
+    where it is.
 
-    They look for it otherwise when they clean up, and give up where the machine runs two.
+    Ray does the first by itself on macOS and Windows only, and on Linux when told that it cannot
+    have other nodes; given 127.0.0.1, or any other of 127.0.0.0/8, it listens on all interfaces.
+    Its processes look for it otherwise when they clean up, and give up where the machine runs two.
     """
-    if sys.platform != "linux":
-        yield
-        return
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
-    ours = {"RAY_GCS_SERVER_PORT": str(port), "RAY_API_SERVER_ADDRESS": f"{LOOPBACK}:{port}"}
+    ours = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_API_SERVER_ADDRESS": f"{LOOPBACK}:{port}",
+    }
     before = {name: os.environ.get(name) for name in ours}
+    other_nodes, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     os.environ.update(ours)
     try:
         yield
     finally:
+        ray_constants.ENABLE_RAY_CLUSTER = other_nodes
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -113,48 +115,29 @@ def _known_address() -> Iterator[None]:
 
 
 def use_gpu(device: str) -> bool:
-    """Whether workers get a GPU each. Raises BadInput when asked for and there is none.
-
-    On a cluster that was joined, GPUs that are asked for by name may be yet to come.
-    """
+    """Whether workers get a GPU each. Raises BadInput when asked for and there is none."""
     gpus = ray.cluster_resources().get("GPU", 0)
-    if device == "cuda" and not gpus and not _may_grow():
-        raise BadInput("device cuda was asked for, but Ray sees no GPU; leave --device at auto")
-    return device == "cuda" or (device == "auto" and gpus > 0)
-
-
-def _may_grow() -> bool:
-    """Whether nodes may join: a Ray of this machine alone is what it is."""
-    return bool(os.environ.get("RAY_ADDRESS")) or len(ray.nodes()) > 1
+    if device == "cuda" and not gpus:
+        raise BadInput(
+            "device cuda was asked for, but Ray sees no GPU; leave --device at auto, or have an "
+            "autoscaled cluster grow with --wait_minutes"
+        )
+    return device != "cpu" and gpus > 0
 
 
 def check_resources(cluster: ClusterConfig) -> None:
-    """See that the cluster can hold the workers; one that may grow is asked to, and waited for.
+    """Raises BadInput when the cluster can never hold the workers, instead of waiting for ever.
 
-    Raises BadInput when it does not hold them (after ``wait_minutes``), instead of waiting for
-    ever.
+    An autoscaled one is given ``wait_minutes`` to grow.
     """
+    wait_for_workers(cluster)
     kind = "GPU" if use_gpu(cluster.device) else "CPU"
-    deadline = time.monotonic() + 60 * cluster.wait_minutes * _may_grow()
-    asked = False
-    while (there := ray.cluster_resources().get(kind, 0)) < cluster.num_workers:
-        if time.monotonic() >= deadline:
-            waited = f" after {cluster.wait_minutes:g} minutes of waiting" if asked else ""
-            raise BadInput(
-                f"num_workers = {cluster.num_workers} needs {cluster.num_workers} {kind}s, "
-                f"but the cluster has {there:g}{waited}"
-            )
-        if not asked:
-            asked = True
-            logger.info(
-                "the cluster has %g of %d %ss: waiting up to %g minutes for more",
-                *(there, cluster.num_workers, kind, cluster.wait_minutes),
-            )
-            ray.autoscaler.sdk.request_resources(bundles=[{kind: 1}] * cluster.num_workers)
-        time.sleep(1)
-    if asked:
-        # The trainer asks for its own: nothing is to keep the nodes after it.
-        ray.autoscaler.sdk.request_resources(bundles=[])
+    there = ray.cluster_resources().get(kind, 0)
+    if cluster.num_workers > there:
+        raise BadInput(
+            f"num_workers = {cluster.num_workers} needs {cluster.num_workers} {kind}s, "
+            f"but the cluster has {there:g}"
+        )
 
 
 def room(cluster: ClusterConfig, max_concurrent: int | None) -> tuple[int, int | None]:
@@ -200,12 +183,12 @@ def build_trainer(launch: Launch, board: Any = None) -> Any:
             "board": board,
             "node": ray.get_runtime_context().get_node_id(),
         },
-        torch_config=SigtermNoted(),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
             use_gpu=gpu,
             resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
         ),
+        torch_config=torch_config(),
         run_config=RunConfig(
             name="ray",
             storage_path=launch.storage.uri,

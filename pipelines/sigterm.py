@@ -36,8 +36,11 @@ def note_sigterm() -> None:
     signal.signal(signal.SIGTERM, _Note())
 
 
-class _NotingBackend(_TorchBackend):
+class NotingBackend(_TorchBackend):
+    """Sets torch.distributed up as Ray does, in workers that note SIGTERM."""
+
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Called before the training begins in its thread."""
         super().on_training_start(worker_group, backend_config)
         # It runs on the main thread of each worker, the only one that may set a handler.
         worker_group.execute(note_sigterm)
@@ -45,12 +48,12 @@ class _NotingBackend(_TorchBackend):
 
 @dataclass
 class SigtermNoted(TorchConfig):
-    """torch.distributed as Ray sets it up, in workers that note SIGTERM."""
+    """The settings of it."""
 
     @property
     def backend_cls(self) -> Any:
         """What Ray calls around a training."""
-        return _NotingBackend
+        return NotingBackend
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-from typing import Literal
 
 import pytest
 
-from bsrnn_core import BadInput
 from pipelines import launch
-from pipelines.config import ClusterConfig, TrainConfig
+from pipelines.config import TrainConfig
 from pipelines.launch import launch_training, room
 from pipelines.training import TrainingJob
 from pipelines.worker import Launch
@@ -37,53 +35,6 @@ def test_room_on_one_machine(
     assert room(cluster, max_concurrent) == expected
 
 
-class Cluster:
-    """Stands in for Ray: the resources that each look at it finds, and what it was asked for."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: dict[str, float]) -> None:
-        self.looks, self.asked = list(looks), []
-        monkeypatch.setattr(launch.ray, "cluster_resources", self._look)
-        monkeypatch.setattr(launch.ray, "nodes", lambda: [{}])
-        monkeypatch.setattr(launch.ray.autoscaler.sdk, "request_resources", self._ask)
-        monkeypatch.setattr(launch.time, "sleep", lambda _: None)
-
-    def _look(self) -> dict[str, float]:
-        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
-
-    def _ask(self, bundles: list[dict[str, float]]) -> None:
-        self.asked.append(bundles)
-
-
-@pytest.mark.parametrize(("device", "kind"), [("cpu", "CPU"), ("cuda", "GPU")])
-def test_a_cluster_that_may_grow_is_asked_to_and_waited_for(
-    monkeypatch: pytest.MonkeyPatch, device: Literal["cpu", "cuda"], kind: str
-):
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    cluster = Cluster(monkeypatch, {"CPU": 1}, {"CPU": 1}, {"CPU": 2, "GPU": 1}, {kind: 3})
-    launch.check_resources(ClusterConfig(num_workers=3, device=device))
-    # Nothing of it is kept for the time after the training.
-    assert cluster.asked == [[{kind: 1}] * 3, []]
-
-
-def test_a_cluster_that_does_not_grow_in_time_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    Cluster(monkeypatch, {"CPU": 2})
-    config = ClusterConfig(num_workers=3, device="cpu", wait_minutes=0.001)
-    with pytest.raises(BadInput, match=r"needs 3 CPUs, but the cluster has 2 after 0.001 minutes"):
-        launch.check_resources(config)
-
-
-@pytest.mark.parametrize(("device", "sentence"), [("cpu", "needs 3 CPUs"), ("cuda", "no GPU")])
-def test_one_machine_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, device: Literal["cpu", "cuda"], sentence: str
-):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    cluster = Cluster(monkeypatch, {"CPU": 2})
-    with pytest.raises(BadInput, match=sentence):
-        launch.check_resources(ClusterConfig(num_workers=3, device=device))
-    assert cluster.asked == []
-
-
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_loss_that_is_not_finite_is_not_tried_again(tiny_job: TrainingJob, uri: str, run_id: str):
     optim = dataclasses.replace(
@@ -101,7 +52,7 @@ def test_the_address_of_a_new_ray_is_told_to_its_processes_only(monkeypatch: pyt
     names = ("RAY_GCS_SERVER_PORT", "RAY_API_SERVER_ADDRESS")
     monkeypatch.setenv(names[0], "1234")
     monkeypatch.delenv(names[1], raising=False)
-    with launch._known_address():
+    with launch._on_loopback():
         port = os.environ[names[0]]
         assert int(port) not in (0, 1234)
         assert os.environ[names[1]] == f"{launch.LOOPBACK}:{port}"
