@@ -38,6 +38,8 @@ ray_is_here() {
 serve() {
 	local address
 	address="$(cat "$HOME/.ray/head_ip")"
+	# What language models do for MLflow in the background is of no use here.
+	export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 	# Browsers at the near end of a tunnel say localhost.
 	mlflow server --app-name bsrnn --host "$address" --port "$PORT" --workers 1 \
 		--allowed-hosts "$address:$PORT,localhost:$PORT,127.0.0.1:$PORT" \
