@@ -21,9 +21,10 @@ pytestmark = pytest.mark.cluster
 logger = logging.getLogger(__name__)
 
 STEPS = 600
+STEPS_PER_EPOCH = 100
 CHECKPOINT_STEPS = 20
 LONG = (
-    f"{TINY} --steps_per_epoch 100 --max_epochs {STEPS // 100} --valid_every_epochs 3 "
+    f"{TINY} --steps_per_epoch {STEPS_PER_EPOCH} --valid_every_epochs 3 "
     f"--checkpoint_every_steps {CHECKPOINT_STEPS}"
 )
 """Some 15 seconds on two idle cores."""
@@ -34,6 +35,8 @@ class Running:
     """A training that has made some steps."""
 
     cluster: Cluster
+    steps: int
+    """That it will make."""
     folder: Path
     process: subprocess.Popen[bytes]
     output: Path
@@ -51,6 +54,12 @@ class Running:
         """Bytes of its curves so far."""
         file = self.folder / "metrics.jsonl"
         return file.stat().st_size if file.exists() else 0
+
+    @property
+    def saved(self) -> int:
+        """The step of the checkpoint that it would go on from."""
+        config = json.loads((self.folder / "last" / "config.json").read_text())
+        return config["metadata"]["step"]
 
     def made_twice(self) -> int:
         """Steps that were lost, and made again from a checkpoint."""
@@ -70,8 +79,9 @@ class Running:
         assert self.process.wait(timeout=400) == 0, self.output.read_text()[-4000:]
         run = self.cluster.mlflow_run(self.folder.name)
         assert run["status"] == "FINISHED"
-        assert [step for step, _ in run["curves"]["train/loss"]] == list(range(1, STEPS + 1))
-        assert [step for step, _ in run["curves"]["valid/usdr_mean"]] == [300, 600]
+        assert [step for step, _ in run["curves"]["train/loss"]] == list(range(1, self.steps + 1))
+        validated = list(range(300, self.steps + 1, 300))
+        assert [step for step, _ in run["curves"]["valid/usdr_mean"]] == validated
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +98,15 @@ def shards(cluster: Cluster) -> Path:
 
 
 @contextmanager
-def training(cluster: Cluster, shards: Path, name: str) -> Iterator[Running]:
+def training(cluster: Cluster, shards: Path, name: str, steps: int = STEPS) -> Iterator[Running]:
     """A training in its first hundred steps; ended afterwards, come what may."""
     runs = cluster.shared / "runs"
     process, output = cluster.submit_in_background(
-        "mtl", f"--shards {shards} --out {runs} --name {name} {LONG}"
+        "mtl",
+        f"--shards {shards} --out {runs} --name {name} {LONG} "
+        f"--max_epochs {steps // STEPS_PER_EPOCH}",
     )
-    run = Running(cluster=cluster, folder=runs / name, process=process, output=output)
+    run = Running(cluster=cluster, steps=steps, folder=runs / name, process=process, output=output)
     try:
         wait_until(lambda: process.poll() is not None or (run.written and run.step >= 60))
         assert process.poll() is None, output.read_text()[-4000:]
@@ -115,6 +127,36 @@ def test_a_machine_loses_its_power_and_comes_back(cluster: Cluster, shards: Path
         run.end()
         lost = run.made_twice()
     logger.info("power: training again after %.0f s, %d steps lost", seconds, lost)
+    assert lost <= CHECKPOINT_STEPS
+    wait_until(lambda: cluster.cpus() == len(cluster.workers))
+
+
+def test_a_machine_that_is_announced_to_go(cluster: Cluster, shards: Path):
+    victim = cluster.workers[0]
+    notice = "latest/meta-data/spot"
+    # As on EC2, where there is no such file until AWS wants the machine back.
+    victim.run(
+        f"mkdir -p /tmp/metadata/{notice} && cd /tmp/metadata && "
+        "(setsid python3 -m http.server 8169 --bind 127.0.0.1 > /dev/null 2>&1 &) && "
+        "BSRNN_METADATA=http://127.0.0.1:8169 bash ~/bsrnn/clusters/watch.sh restart"
+    )
+    with training(cluster, shards, "notice", steps=3 * STEPS) as run:
+        announced = time.monotonic()
+        victim.run(f"touch /tmp/metadata/{notice}/instance-action")
+        # No other checkpoint is of such a step.
+        wait_until(lambda: run.saved % CHECKPOINT_STEPS or run.process.poll() is not None)
+        saved = time.monotonic() - announced
+        victim.kill9()
+        killed = time.monotonic()
+        victim.start()
+        victim.start_sshd()
+        seconds = run.back_after(killed)
+        run.end()
+        lost = run.made_twice()
+    logger.info(
+        "notice: saved after %.0f s, training again %.0f s after the machine went, %d steps lost",
+        *(saved, seconds, lost),
+    )
     assert lost <= CHECKPOINT_STEPS
     wait_until(lambda: cluster.cpus() == len(cluster.workers))
 
