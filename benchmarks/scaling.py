@@ -52,7 +52,7 @@ from pipelines import tracking
 from pipelines.config import PRESETS, TrainConfig
 from pipelines.launch import build_trainer, start_ray
 from pipelines.run_files import JOURNAL_FILE
-from pipelines.status_board import StatusBoard
+from pipelines.status_board import new_board
 from pipelines.tracking_journal import Journal
 from pipelines.training import TrainingJob
 from pipelines.worker import Launch
@@ -80,7 +80,7 @@ def scaled_config(base: TrainConfig, batch_size: int, workers: int, plan: Plan) 
 def real_windows(job: TrainingJob, uri: str) -> list[float]:
     """Seconds per step in the counted windows of a Ray Train job."""
     run_id = tracking.create_run(uri, "benchmarks", job.folder.name, {}, {})
-    board = StatusBoard.remote()
+    board = new_board()
     build_trainer(Launch(job=job, run_id=run_id, tracking_uri=uri), board).fit()
     points = Journal(job.folder / JOURNAL_FILE).read()
     rates = {p.step: p.value for p in points if p.key == "train/steps_per_second"}

@@ -28,7 +28,7 @@ from pipelines.growth import wait_for_workers
 from pipelines.process_group import LOOPBACK, torch_config
 from pipelines.sigterm import sigterm_asks
 from pipelines.stalls import StallReport
-from pipelines.status_board import StatusBoard
+from pipelines.status_board import new_board
 from pipelines.worker import Launch, train_worker
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def launch_training(
     Workers that keep it waiting are named in the log. SIGTERM has it end after a last checkpoint,
     once it makes steps. Raises as ``run_trainer`` does.
     """
-    board: Any = StatusBoard.remote()
+    board = new_board()
     config, steps_are_made = launch.job.config, Event()
     stalls = StallReport(config.cluster.stall_seconds)
 

@@ -5,6 +5,15 @@ import time
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+def new_board() -> Any:
+    """A StatusBoard on this machine: one elsewhere could be lost with a worker's."""
+    here = ray.get_runtime_context().get_node_id()
+    return StatusBoard.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+    ).remote()
 
 
 @ray.remote(num_cpus=0)

@@ -30,7 +30,7 @@ from data_prep.shards import ShardDataset
 from pipelines import base, tune_results
 from pipelines.launch import start_ray
 from pipelines.parent_run import parent_folder, parent_run
-from pipelines.status_board import StatusBoard
+from pipelines.status_board import new_board
 from pipelines.tune_plan import Plan, TuneConfig, datasets, plan
 from pipelines.tune_progress import show_trials
 from pipelines.tune_room import DRIVER_CPUS, fitted_room
@@ -80,7 +80,7 @@ def run(config: TuneConfig) -> Path:
             run_id=run_id,
             tracking_uri=uri,
             threads=threads,
-            board=StatusBoard.remote(),
+            board=new_board(),
         )
         ledger = _ledger(setting)
         try:

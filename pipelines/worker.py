@@ -19,7 +19,7 @@ from pipelines.run_files import JOURNAL_FILE
 from pipelines.run_storage import RunStorage, check_shared
 from pipelines.sigterm import sigterm_noted
 from pipelines.stalls import Pulse
-from pipelines.status_board import StatusBoard
+from pipelines.status_board import new_board
 from pipelines.stopping import Interrupted, Stop
 from pipelines.tracking import Tracker
 from pipelines.training import Training, TrainingJob
@@ -27,7 +27,8 @@ from pipelines.training import Training, TrainingJob
 PULSES_PER_STALL = 4
 """How often a worker says what it is at in the time after which it counts as late."""
 DRAIN_CHECK_STEPS = 10
-"""Steps between two looks at whether a machine will be taken away, for which all workers meet."""
+"""Steps between two looks at whether a machine will be taken away, for which all workers meet. A
+GPU, which is waited for then, is not asked more often whether to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def train_worker(settings: dict[str, Any]) -> BaseException | None:
     What is raised here instead has Ray start all workers again, from the last checkpoint.
     """
     launch: Launch = settings["launch"]
-    board: Any = settings["board"] or StatusBoard.remote()
+    board: Any = settings["board"] or new_board()
     name = launch.job.config.name
     why = ray.get(board.why_hopeless.remote(name))
     if why:
@@ -83,7 +84,8 @@ def _train(launch: Launch, board: Any, drivers_node: str) -> None:
     torch.set_num_threads(
         config.cluster.threads_per_worker or max(1, cores() // context.get_local_world_size())
     )
-    told = _Told(board, config.name)
+    device = ray.train.torch.get_device()
+    told = _Told(board, config.name, 1 if device.type == "cuda" else DRAIN_CHECK_STEPS)
     events = Events(wish=told.wish, on_epoch=ray.train.report)
     with contextlib.ExitStack() as stack:
         if config.cluster.stall_seconds:
@@ -97,7 +99,6 @@ def _train(launch: Launch, board: Any, drivers_node: str) -> None:
             events.on_checkpoint = storage.send_if_possible
             events.on_metrics = stack.enter_context(tracker).log
             events.on_step, events.on_epoch = told.post, told.post_epoch
-        device = ray.train.torch.get_device()
         Training(job, device=device, wrap=_distributed, events=events).run()
     if rank == 0:
         storage.send_at_last()
@@ -111,8 +112,9 @@ def _distributed(model: torch.nn.Module) -> torch.nn.Module:
 class _Told:
     """What a worker tells the driver of its training, and what it is told."""
 
-    def __init__(self, board: Any, name: str) -> None:
-        self._board, self._name = board, name
+    def __init__(self, board: Any, name: str, drain_every: int) -> None:
+        """Asks every ``drain_every`` wishes whether a machine will be taken away."""
+        self._board, self._name, self._drain_every = board, name, drain_every
         self._answer: Any = None
         self._asked = 0
         self._drained = False
@@ -132,7 +134,7 @@ class _Told:
         self._asked += 1
         wishes = [Stop.NO]
         # Whatever else a worker is told: all have to meet here.
-        if self._asked % DRAIN_CHECK_STEPS == 0 and not self._drained:
+        if self._asked % self._drain_every == 0 and not self._drained:
             self._drained = ray.train.get_preemption_info() is not None
             if self._drained:
                 wishes.append(Stop.CHECKPOINT)
