@@ -189,11 +189,6 @@ class Host:
         finally:
             self.hosts.set_link(self, "up")
 
-    def cut_network(self, seconds: float) -> None:
-        """Pull the cable out for a while."""
-        with self.without_network():
-            time.sleep(seconds)
-
     def close(self) -> None:
         """Switch it off, if it is on."""
         if self._process is not None and self._process.poll() is None:

@@ -70,8 +70,14 @@ class Running:
         assert self.process.wait(timeout=400) == 0, self.output.read_text()[-4000:]
         run = self.cluster.mlflow_run(self.folder.name)
         assert run["status"] == "FINISHED"
-        assert [step for step, _ in run["curves"]["train/loss"]] == list(range(1, STEPS + 1))
+        steps = [step for step, _ in run["curves"]["train/loss"]]
+        assert steps == list(range(1, STEPS + 1)), self._warnings()
         assert [step for step, _ in run["curves"]["valid/usdr_mean"]] == [300, 600]
+
+    def _warnings(self) -> str:
+        """What the workers have said of their MLflow run."""
+        look = "grep -h 'MLflow run' /tmp/ray/session_latest/logs/*.err"
+        return "\n".join(w.run(look, check=False).stdout for w in self.cluster.workers)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +128,12 @@ def test_a_machine_loses_its_power_and_comes_back(cluster: Cluster, shards: Path
 def test_a_cable_is_out_for_half_a_minute(cluster: Cluster, shards: Path):
     with training(cluster, shards, "cable") as run:
         cut = time.monotonic()
-        cluster.workers[1].cut_network(30)
+        with cluster.workers[1].without_network():
+            time.sleep(5)
+            step = run.step
+            time.sleep(25)
+            assert run.step == step  # it is felt
         seconds = run.back_after(cut)
-        assert seconds > 29  # it was felt
         run.end()
         lost = run.made_twice()
     logger.info("cable: training again after %.0f s, %d steps lost", seconds, lost)
@@ -137,13 +146,13 @@ def test_mlflow_is_away_for_a_while(cluster: Cluster, shards: Path):
         cluster.head.run("bash ~/bsrnn/clusters/mlflow.sh stop")
         try:
             assert not cluster.processes("mlflow server")
-            time.sleep(20)
+            # The end of a training waits for the server too, but for a minute at most.
+            wait_until(lambda: run.step >= began + 100)
             meanwhile = run.step - began
         finally:
             cluster.head.run("source ~/.bashrc; bash ~/bsrnn/clusters/mlflow.sh restart")
         run.end()
     logger.info("mlflow: %d steps were made without it", meanwhile)
-    assert meanwhile > 0
     assert run.made_twice() == 0
 
 
