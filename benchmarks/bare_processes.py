@@ -100,7 +100,7 @@ def bare_process(
 
 
 def distributed(model: nn.Module) -> nn.Module:
-    """As launch.py has Ray wrap it."""
+    """As worker.py has Ray wrap it."""
     return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 

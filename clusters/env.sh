@@ -18,9 +18,12 @@ GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$(awk '$2 == "00000000" { print $1; ex
 
 # The MLflow server of the head (mlflow.sh), for whom Ray's token is the token too.
 if [ -r "$HOME/.ray/head_ip" ]; then
-	export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-http://$(cat "$HOME/.ray/head_ip"):5000}"
-fi
-if [ -r "$HOME/.ray/auth_token" ]; then
-	MLFLOW_TRACKING_TOKEN="$(cat "$HOME/.ray/auth_token")"
-	export MLFLOW_TRACKING_TOKEN
+	heads="http://$(cat "$HOME/.ray/head_ip"):5000"
+	export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-$heads}"
+	# No other server is to see it.
+	if [ "$MLFLOW_TRACKING_URI" = "$heads" ] && [ -r "$HOME/.ray/auth_token" ]; then
+		MLFLOW_TRACKING_TOKEN="$(cat "$HOME/.ray/auth_token")"
+		export MLFLOW_TRACKING_TOKEN
+	fi
+	unset heads
 fi

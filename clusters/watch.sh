@@ -44,9 +44,12 @@ watch_for_notice() {
 	until will_go; do
 		sleep "$METADATA_SECONDS"
 	done
-	ray drain-node --address "$(cat "$HOME/.ray/head_ip"):$HEAD_PORT" \
+	# Again when the head does not answer: there are two minutes.
+	until ray drain-node --address "$(cat "$HOME/.ray/head_ip"):$HEAD_PORT" \
 		--reason DRAIN_NODE_REASON_PREEMPTION --reason-message "AWS takes this spot machine back" \
-		--deadline-remaining-seconds "$NOTICE_SECONDS"
+		--deadline-remaining-seconds "$NOTICE_SECONDS"; do
+		sleep "$METADATA_SECONDS"
+	done
 }
 
 watch() {

@@ -47,6 +47,7 @@ from data_prep.shards import shard_bytes, write_shard
 from data_prep.storage import (
     Location,
     RemotePath,
+    Unavailable,
     cache_folder,
     checksum,
     location,
@@ -176,6 +177,7 @@ def carry_out(
     if plan.jobs:
         (plan.folder / MANIFEST_NAME).unlink(missing_ok=True)
     stop = plan.folder / f".stop{MARK}{socket.gethostname()}.{os.getpid()}"
+    stop.unlink(missing_ok=True)
     try:
         for done, (job, error, result) in enumerate(_run_on_ray(plan, stop, num_tasks), 1):
             seconds += job.seconds
@@ -281,7 +283,7 @@ def _task(
     track = Track(row["name"], row["split"], row["path"])
     try:
         result = prepare_track(track, config, folder)
-    except DiskFull as error:
+    except (DiskFull, Unavailable) as error:
         return {**answer, "full": str(error)}
     except BadInput as error:
         return {**answer, "error": str(error)}

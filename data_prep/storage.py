@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs")
 HEAD_BYTES, BLOCK_BYTES = 2**16, 2**24
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _REASONS = {
     "NO_SUCH_BUCKET": "there is no such bucket",
     "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|UNAUTHENTICATED|PERMISSION_DENIED": (
@@ -181,15 +182,19 @@ class RemotePath:
         except BadInput:
             raise
         except (OSError, ValueError) as error:  # pyarrow's own are among them
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise BadInput(
-                    f"{self} cannot be copied, for the disk of {cache_folder()} is full: make "
-                    "room, or name a folder with room in BSRNN_CACHE"
-                ) from error
+            if getattr(error, "errno", None) in FULL:
+                raise BadInput(_no_room(self)) from error
             raise Unavailable(f"{self} cannot be used: {_reason(error)}") from error
 
 
 Location = Path | RemotePath
+
+
+def _no_room(path: RemotePath) -> str:
+    return (
+        f"{path} cannot be copied, for the disk of {cache_folder()} is full: make room, or name a "
+        "folder with room in BSRNN_CACHE"
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -288,6 +293,10 @@ def whole(path: Location) -> Iterator[Path]:
     try:
         yield file
         path.send(file)
+    except OSError as error:
+        if error.errno in FULL:
+            raise BadInput(_no_room(path)) from error
+        raise
     finally:
         file.unlink(missing_ok=True)
 

@@ -243,7 +243,7 @@ def _launch(
     folder = storage.folder
     folder.mkdir(parents=True, exist_ok=True)
     if before:
-        run_id, uri = before["run_id"], before["tracking_uri"]
+        run_id, uri = before["run_id"], tracking.current_uri(before["tracking_uri"])
         tracking.reopen_run(run_id, uri)
     else:
         uri = tracking.tracking_uri()

@@ -308,6 +308,7 @@ def log_to_training_run(evaluation: Evaluation, config: EvaluateConfig, files: l
     if not run_id or not uri:
         logger.warning("the checkpoint names no MLflow run, so the scores are in the files only")
         return
+    uri = tracking.current_uri(uri)
     # Training logs valid/... itself.
     prefix = "test" if evaluation.subset == "test" else f"evaluate_{evaluation.subset}"
     artifacts = [(file, f"evaluation/{evaluation.subset}") for file in files]

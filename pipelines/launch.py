@@ -5,12 +5,12 @@ What its workers run is in worker.py.
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -25,6 +25,7 @@ from bsrnn_core.errors import BadInput
 from pipelines.config import ClusterConfig
 from pipelines.devices import cores
 from pipelines.growth import wait_for_workers
+from pipelines.mlflow_gate import TOKEN_FILE
 from pipelines.process_group import LOOPBACK, torch_config
 from pipelines.sigterm import sigterm_asks
 from pipelines.stalls import StallReport
@@ -37,7 +38,6 @@ SPARE_CPUS = 2
 """Logical CPUs left for Ray's own actors beside the workers."""
 PROCESSES_AT_ONCE = 8
 """Processes that a local Ray may start at the same time."""
-AUTH_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
 def start_ray(num_workers: int = 0, *, dashboard: bool = False) -> None:
@@ -65,6 +65,7 @@ def _start_local_ray(num_workers: int, dashboard: bool) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(PROCESSES_AT_ONCE))
     # It warns that its token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    _make_token()
     try:
         with _on_loopback():
             ray.init(
@@ -77,10 +78,23 @@ def _start_local_ray(num_workers: int, dashboard: bool) -> None:
     except ValueError:
         # Only a new Ray may be given its CPUs: `ray start` has been here, so join its cluster.
         ray.init(log_to_driver=False)
-    token = AUTH_TOKEN_FILE.expanduser()
-    if token.exists():
-        # Ray writes it readable for everybody.
+
+
+def _make_token() -> None:
+    """Make the token that lets into Ray, where there is none, for this user alone.
+
+    Ray would write one that everybody may read.
+    """
+    token = TOKEN_FILE.expanduser()
+    token.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        # As Ray makes it.
+        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
         token.chmod(0o600)
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 @contextmanager
@@ -168,7 +182,7 @@ def parallel_tasks(task_bytes: float, waiting: int = 0) -> int:
     return max(1, min(limit, int(there.get("memory", task_bytes) // max(1.0, task_bytes))))
 
 
-def build_trainer(launch: Launch, board: Any = None) -> Any:
+def build_trainer(launch: Launch, board: Any) -> Any:
     """A TorchTrainer for a training; gloo on CPUs and nccl on GPUs, chosen by Ray.
 
     ``board`` is a StatusBoard to post to. Ray's own files go to `ray/` in the run's folder;

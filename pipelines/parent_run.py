@@ -18,6 +18,7 @@ from pipelines.config_files import (
 CHANGEABLE = (
     *("resume", "max_concurrent", "device", "num_workers", "threads_per_worker"),
     *("data_loader_workers", "max_failures", "log_every_steps", "shards"),
+    *("stall_seconds", "wait_minutes"),
 )
 """Options that may be others when the trainings are resumed."""
 

@@ -74,7 +74,7 @@ class RunStorage:
         """Send what has changed since it was fetched or sent. Raises BadInput when that fails."""
         if self.remote is None:
             return
-        for name in (*CHECKPOINTS, *FILES):
+        for name in (*FILES, *CHECKPOINTS):
             state, marks = _state(self.folder / name), self._marks()
             if state is None or (name in marks and marks[name][1] == state):
                 continue

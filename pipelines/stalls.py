@@ -81,8 +81,16 @@ class StallReport:
             for rank, (_, beat) in sorted(beats.items())
             if beat.at in ("step", "others") and beat.seconds > self._limit_s
         ]
+        busy = [(rank, b) for rank, (_, b) in sorted(beats.items()) if b.at == "work"]
         if not late and waiting:
-            # Nobody is known to be late: each waits, or computes for too long.
+            # Who works is what they wait for; else each waits, or computes for too long.
+            for rank, beat in busy:
+                if beat.seconds > self._limit_s:
+                    late[rank, "work"] = (
+                        f"rank {rank} on {beat.host} has scored songs or written a checkpoint at "
+                        f"step {beat.step} for {beat.seconds:.0f} s, and others wait for it"
+                    )
+        if not late:
             for rank, beat in waiting:
                 late[rank, "others"] = (
                     f"rank {rank} on {beat.host} has been in step {beat.step}, or waiting for the "

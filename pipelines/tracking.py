@@ -21,6 +21,7 @@ from pipelines.tracking_runs import RecordedRun, read_curves, search_runs
 from pipelines.tracking_store import (
     artifact_location,
     check_reachable,
+    current_uri,
     database_file,
     folder_lock,
     is_http,
@@ -36,6 +37,7 @@ __all__ = [
     "Tracker",
     "check_reachable",
     "create_run",
+    "current_uri",
     "find_runs",
     "finish_run",
     "flatten",

@@ -29,6 +29,17 @@ def tracking_uri() -> str:
     return uri
 
 
+def current_uri(recorded: str) -> str:
+    """Where a run is now that was recorded at ``recorded``.
+
+    The server of a cluster has another address after the cluster was made anew: where that of the
+    run does not answer, it is the one of MLFLOW_TRACKING_URI.
+    """
+    now = tracking_uri()
+    moved = is_http(recorded) and is_http(now) and now != recorded
+    return now if moved and check_reachable(recorded) else recorded
+
+
 def database_file(uri: str) -> Path | None:
     """The absolute path of a sqlite URI's file; None for any other URI."""
     head, separator, rest = uri.partition(":///")

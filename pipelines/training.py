@@ -1,7 +1,7 @@
 """The loop that one worker runs: steps, validation on whole songs, checkpoints.
 
 It knows nothing of Ray: torch.distributed is used when it is initialised, and a callback is told
-what happens. launch.py runs it in Ray Train's workers; a test or a benchmark may run it bare.
+what happens. worker.py runs it in Ray Train's workers; a test or a benchmark may run it bare.
 """
 
 import contextlib
@@ -88,6 +88,7 @@ class Training:
         self.meter = LossMeter(self.config.part, self.config.loss_weights, device)
         if resumed:
             self._restore()
+        self.resumed_at = self.state.progress.step
         if optim.compile:
             model.trunk.compile()
             model.heads.compile()
@@ -168,11 +169,12 @@ class Training:
     def _arriving(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches, with the wait for each told."""
         progress = self.state.progress
+        last = self.batches.steps_per_epoch * (progress.epoch + 1)
         self.events.on_phase("data", progress.step)
         for batch in batches:
             self.events.on_phase("step", progress.step)
             yield batch
-            self.events.on_phase("data", progress.step)
+            self.events.on_phase("data" if progress.step < last else "others", progress.step)
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One step of the optimiser; returns the stems' losses [S] and the gradient's norm.
@@ -230,8 +232,7 @@ class Training:
         """
         self.state.progress.elapsed_seconds = time.monotonic() - self.started
         self.events.on_phase("work", self.state.progress.step)
-        mine = {"rng": torch.get_rng_state(), "meter": self.meter.state()}
-        workers = self._gathered(mine)
+        workers = self._gathered({"rng": torch.get_rng_state(), "meter": self.meter.state()})
         if self.rank == 0:
             self.state.save(self.last_folder, self._metadata(scores), workers)
             write_text(self.job.folder / COSTS_FILE, json.dumps(self._costs(), indent=2) + "\n")
@@ -329,8 +330,10 @@ class Training:
         }
 
     def _log_training(self) -> None:
-        metrics = self.meter.take(self.world_size)
         progress = self.state.progress
+        if progress.step == self.resumed_at:
+            return  # logged before, or kept in the checkpoint
+        metrics = self.meter.take(self.world_size)
         if progress.skipped:
             metrics["train/skipped_steps"] = float(progress.skipped)
         if metrics and self.rank == 0:

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 CHANGEABLE = (
     *("resume", "num_samples", "max_concurrent", "time_budget_minutes", "device"),
-    *("max_failures", "log_every_steps", "data_loader_workers"),
+    *("max_failures", "log_every_steps", "data_loader_workers", "wait_minutes"),
 )
 """Options that may be others when a sweep is resumed."""
 _ENVIRONMENT = {

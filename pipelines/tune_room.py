@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import ray
 
 from bsrnn_core.errors import BadInput
+from pipelines.growth import wait_for_workers
 from pipelines.launch import room, use_gpu
 from pipelines.tune_plan import TuneConfig
 
@@ -17,6 +18,7 @@ def fitted_room(config: TuneConfig) -> tuple[int, int | None]:
     """Trials side by side and threads of a worker. Raises BadInput where they would wait for
     ever."""
     cluster = config.trial.cluster
+    wait_for_workers(cluster)
     workers = cluster.num_workers
     kind = "GPU" if use_gpu(cluster.device) else "CPU"
     nodes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]

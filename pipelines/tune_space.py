@@ -30,7 +30,7 @@ WHOLE = ("randint", "lograndint")
 OF_THE_SWEEP = (
     *("name", "part", "out", "experiment", "resume", "transfer", "shards", "musdbhq_location"),
     *("stem_names", "device", "num_workers", "threads_per_worker", "max_failures"),
-    "checkpoint_fp",
+    *("checkpoint_fp", "stall_seconds", "wait_minutes"),
 )
 """Options that all trials share."""
 

@@ -12,14 +12,13 @@ import ray.train.torch
 import torch
 
 from bsrnn_core.errors import BadInput
-from data_prep.storage import Location
+from data_prep.storage import Location, Unavailable
 from pipelines.devices import cores
 from pipelines.events import Events
 from pipelines.run_files import JOURNAL_FILE
 from pipelines.run_storage import RunStorage, check_shared
 from pipelines.sigterm import sigterm_noted
 from pipelines.stalls import Pulse
-from pipelines.status_board import new_board
 from pipelines.stopping import Interrupted, Stop
 from pipelines.tracking import Tracker
 from pipelines.training import Training, TrainingJob
@@ -53,13 +52,16 @@ def train_worker(settings: dict[str, Any]) -> BaseException | None:
     What is raised here instead has Ray start all workers again, from the last checkpoint.
     """
     launch: Launch = settings["launch"]
-    board: Any = settings["board"] or new_board()
+    board: Any = settings["board"]
     name = launch.job.config.name
     why = ray.get(board.why_hopeless.remote(name))
     if why:
         return BadInput(why)
     try:
         _train(launch, board, settings["node"])
+    except Unavailable:
+        # A storage that is away may be back when all are started again.
+        raise
     except FloatingPointError as error:
         return error
     except BadInput as error:
@@ -99,9 +101,10 @@ def _train(launch: Launch, board: Any, drivers_node: str) -> None:
             events.on_checkpoint = storage.send_if_possible
             events.on_metrics = stack.enter_context(tracker).log
             events.on_step, events.on_epoch = told.post, told.post_epoch
+        if rank == 0:
+            # Also when it ends early: what an earlier attempt left out must not be lost.
+            stack.callback(storage.send_at_last)
         Training(job, device=device, wrap=_distributed, events=events).run()
-    if rank == 0:
-        storage.send_at_last()
 
 
 def _distributed(model: torch.nn.Module) -> torch.nn.Module:

@@ -102,9 +102,7 @@ class Cluster:
             profile.write(f"export RAY_TMPDIR={self.launcher.home}/tmp RAY_USAGE_STATS_ENABLED=0\n")
         # The repository may be in /tmp.
         self.launcher.start(own_tmp=False)
-        self.launcher.run(
-            "ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token"
-        )
+        self.launcher.run("(umask 077; ray get-auth-token --generate > /dev/null)")
         for host in self.nodes:
             host.start()
             host.start_sshd()

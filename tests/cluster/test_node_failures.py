@@ -72,6 +72,7 @@ class Running:
         """Wait for the next point of a curve; seconds from ``since`` to it."""
         written = self.written
         wait_until(lambda: self.written > written or self.process.poll() is not None)
+        assert self.process.poll() is None, self.output.read_text()[-4000:]
         return time.monotonic() - since
 
     def end(self) -> None:
@@ -79,9 +80,15 @@ class Running:
         assert self.process.wait(timeout=400) == 0, self.output.read_text()[-4000:]
         run = self.cluster.mlflow_run(self.folder.name)
         assert run["status"] == "FINISHED"
-        assert [step for step, _ in run["curves"]["train/loss"]] == list(range(1, self.steps + 1))
+        steps = [step for step, _ in run["curves"]["train/loss"]]
+        assert steps == list(range(1, self.steps + 1)), self._warnings()
         validated = list(range(300, self.steps + 1, 300))
         assert [step for step, _ in run["curves"]["valid/usdr_mean"]] == validated
+
+    def _warnings(self) -> str:
+        """What the workers have said of their MLflow run."""
+        look = "grep -h 'MLflow run' /tmp/ray/session_latest/logs/*.err"
+        return "\n".join(w.run(look, check=False).stdout for w in self.cluster.workers)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +145,7 @@ def test_a_machine_that_is_announced_to_go(cluster: Cluster, shards: Path):
     victim.run(
         f"mkdir -p /tmp/metadata/{notice} && cd /tmp/metadata && "
         "(setsid python3 -m http.server 8169 --bind 127.0.0.1 > /dev/null 2>&1 &) && "
+        "source ~/.bashrc && "
         "BSRNN_METADATA=http://127.0.0.1:8169 bash ~/bsrnn/clusters/watch.sh restart"
     )
     with training(cluster, shards, "notice", steps=3 * STEPS) as run:
@@ -145,6 +153,7 @@ def test_a_machine_that_is_announced_to_go(cluster: Cluster, shards: Path):
         victim.run(f"touch /tmp/metadata/{notice}/instance-action")
         # No other checkpoint is of such a step.
         wait_until(lambda: run.saved % CHECKPOINT_STEPS or run.process.poll() is not None)
+        assert run.process.poll() is None and run.saved % CHECKPOINT_STEPS
         saved = time.monotonic() - announced
         victim.kill9()
         killed = time.monotonic()
@@ -164,27 +173,30 @@ def test_a_machine_that_is_announced_to_go(cluster: Cluster, shards: Path):
 def test_a_cable_is_out_for_half_a_minute(cluster: Cluster, shards: Path):
     with training(cluster, shards, "cable") as run:
         cut = time.monotonic()
-        cluster.workers[1].cut_network(30)
+        with cluster.workers[1].without_network():
+            time.sleep(5)
+            step = run.step
+            time.sleep(25)
+            assert run.step == step  # it is felt
         seconds = run.back_after(cut)
-        assert seconds > 29  # it was felt
         run.end()
         lost = run.made_twice()
     logger.info("cable: training again after %.0f s, %d steps lost", seconds, lost)
     assert lost <= CHECKPOINT_STEPS
 
 
-def test_mlflow_is_away_for_a_while(cluster: Cluster, shards: Path):
-    with training(cluster, shards, "away") as run:
+def test_mlflow_is_away_for_a_minute(cluster: Cluster, shards: Path):
+    with training(cluster, shards, "away", steps=3 * STEPS) as run:
         began = run.step
         cluster.head.run("bash ~/bsrnn/clusters/mlflow.sh stop")
         try:
             assert not cluster.processes("mlflow server")
-            time.sleep(20)
+            time.sleep(60)
             meanwhile = run.step - began
         finally:
             cluster.head.run("source ~/.bashrc; bash ~/bsrnn/clusters/mlflow.sh restart")
         run.end()
-    logger.info("mlflow: %d steps were made without it", meanwhile)
+    logger.info("mlflow: %d steps were made in a minute without it", meanwhile)
     assert meanwhile > 0
     assert run.made_twice() == 0
 

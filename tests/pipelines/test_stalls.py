@@ -33,9 +33,15 @@ def test_who_is_gone_is_named():
     assert sentence == "rank 1 on b has not been heard of for 35 s, since step 6"
 
 
+def test_who_works_is_named_when_others_wait_for_it():
+    beats = {0: (1.0, beat("work", 50)), 1: (1.0, beat("others", 40)), 2: (1.0, beat("work", 9))}
+    (sentence,) = StallReport(30).sentences(beats)
+    assert sentence.startswith("rank 0 on a has scored songs or written a checkpoint at step 7")
+
+
 @pytest.mark.parametrize("at", ["step", "others"])
 def test_where_nobody_is_late_those_that_wait_are_named(at: At):
-    beats = {0: (1.0, beat(at, 31)), 1: (1.0, beat("work", 31)), 2: (1.0, beat(at, 29))}
+    beats = {0: (1.0, beat(at, 31)), 1: (1.0, beat("work", 5)), 2: (1.0, beat(at, 29))}
     (sentence,) = StallReport(30).sentences(beats)
     assert sentence.startswith("rank 0 on a has been in step 7, or waiting for the others")
 
@@ -72,7 +78,7 @@ def test_a_training_says_what_it_is_at(tiny_job: TrainingJob):
     job = dataclasses.replace(tiny_job, config=dataclasses.replace(tiny_job.config, optim=optim))
     events = Events(on_phase=lambda at, step: phases.append((at, step)))
     Training(job, device=torch.device("cpu"), events=events).run()
-    steps = [("data", 0), ("step", 0), ("data", 1), ("step", 1), ("data", 2)]
+    steps = [("data", 0), ("step", 0), ("data", 1), ("step", 1), ("others", 2)]
     assert phases[:5] == steps
     # Its checkpoint before the songs are scored, their scores, and the one of the epoch.
     assert phases[5:] == [("work", 2)] * 3
