@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import tracking_store
 from pipelines.tracking_store import check_reachable, tracking_uri
 
 
@@ -129,3 +130,21 @@ def test_a_server_that_never_answers_does_not_hang_us() -> None:
         assert time.monotonic() - start < 2
     assert problem is not None
     assert "timed out" in problem
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "answers", "expected"),
+    [
+        ("http://10.0.0.5:5000", "http://10.0.0.9:5000", False, "http://10.0.0.9:5000"),
+        ("http://10.0.0.5:5000", "http://10.0.0.9:5000", True, "http://10.0.0.5:5000"),
+        ("http://10.0.0.5:5000", "sqlite:////a/mlflow.db", False, "http://10.0.0.5:5000"),
+        ("sqlite:////a/mlflow.db", "http://10.0.0.9:5000", False, "sqlite:////a/mlflow.db"),
+    ],
+)
+def test_a_run_moves_with_its_server_only(
+    recorded: str, now: str, answers: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", now)
+    answer = None if answers else "no MLflow server answers"
+    monkeypatch.setattr(tracking_store, "check_reachable", lambda uri: answer)
+    assert tracking_store.current_uri(recorded) == expected
