@@ -223,7 +223,9 @@ class Hosts:
         """Plug a host in, and give it its address."""
         link, inside = f"port{host.number}", ["nsenter", f"--target={host.pid}", "--net"]
         pair = f"ip link add {link} type veth peer name eth0 netns {host.pid}"
-        self._in_switch(f"{pair} && ip link set {link} master br0 up")
+        # The kernel takes its time to remove that of a host that has died.
+        self._in_switch(f"ip link delete {link} 2>/dev/null; {pair}")
+        self._in_switch(f"ip link set {link} master br0 up")
         for change in (
             f"addr add {host.address}/24 dev eth0",
             "link set eth0 up",
