@@ -225,6 +225,8 @@ SONG_OVERHEAD = 0.022
 scaling.py."""
 DISK_BYTES_PER_SECOND = 1e9
 """Of the one process that writes a checkpoint."""
+CHECKPOINTS = 2
+"""In an epoch with a validation: before the songs are scored, and after."""
 
 
 def row(*cells: object) -> None:
@@ -303,12 +305,12 @@ def plan_epoch(config: TrainConfig, work: Workload, examples: int, gpu: Gpu) -> 
     """An epoch of as many examples on any number of GPUs, and what does not shrink with them."""
     crops = math.ceil(SONG_SECONDS / config.crop_seconds / (1 - OVERLAP))
     song = separation_seconds(work, crops, gpu) + SONG_OVERHEAD * SONG_SECONDS
-    saving = checkpoint_bytes(work) / DISK_BYTES_PER_SECOND
+    saving = CHECKPOINTS * checkpoint_bytes(work) / DISK_BYTES_PER_SECOND
     compute = compute_seconds(work, examples, gpu)
     print(f"\n{gpu.name}, {examples} examples per GPU, {song:.1f} s to validate a song\n")
     header(
         *("GPUs", "batch", "steps", "training s", "validation s", "GPUs without a song"),
-        *("checkpoint s", "training's share"),
+        *("checkpoints s", "training's share"),
     )
     for workers in WORKERS:
         steps = math.ceil(EPOCH_EXAMPLES / (workers * examples))
