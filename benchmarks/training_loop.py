@@ -27,12 +27,12 @@ import ray
 import torch
 
 from bsrnn_core.losses import separation_loss
+from bsrnn_core.precision import autocast
 from data_prep.config import SourceConfig
 from data_prep.demo_songs import make_corpus
 from data_prep.prepare import prepare
 from pipelines import tracking
 from pipelines.config import PRESETS, ClusterConfig, TrainConfig
-from pipelines.devices import use_bf16
 from pipelines.launch import build_trainer, start_ray
 from pipelines.training import Training, TrainingJob
 from pipelines.worker import Launch
@@ -95,10 +95,9 @@ def bare_step_seconds(job: TrainingJob) -> list[float]:
     model, state = training.network.train(), training.state
     optim, stft = job.config.optim, job.config.stft
     mixture, references = training.batches.batch(0, 0)
-    bf16 = use_bf16(optim.precision, CPU)
     ends = [time.perf_counter()]
     for _ in range(training.batches.steps_per_epoch):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with autocast(optim.precision, CPU):
             estimates = model(mixture)
         loss = separation_loss(mixture, references, estimates, stft).sum()
         state.optimizer.zero_grad(set_to_none=True)

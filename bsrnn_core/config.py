@@ -7,12 +7,16 @@ generated from these classes, so a default lives here and nowhere else.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from bsrnn_core.errors import BadInput
 
 STEMS = ("vocals", "drums", "bass", "other")
 """The stems of MUSDB18, in the order that every array of this project keeps."""
+
+
+Precision = Literal["float32", "bf16", "auto"]
+"""In which numbers the network computes."""
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -115,7 +119,7 @@ class BsrnnConfig:
     stems: tuple[str, ...] = STEMS
     """Stems that the model estimates, one head each, in this order."""
     crop_seconds: float = 3.0
-    """Length of a training example, and of the windows of whole-song separation."""
+    """Length of a training example."""
 
     def __post_init__(self) -> None:
         _require(len(self.stems) > 0, "a model needs at least one stem")
@@ -140,3 +144,29 @@ class BsrnnConfig:
             )
         except (KeyError, TypeError) as error:
             raise BadInput(f"not a model configuration: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeparationConfig:
+    """How a whole song is cut into windows, and in which numbers they are computed.
+
+    The defaults were measured (docs/speed.md). The paper's procedure is ``window_seconds=3,
+    overlap=5/6, precision="float32"``: every second of a song is computed six times.
+    """
+
+    window_seconds: float = 12.0
+    """Length of a window; a song that is no longer is computed at once."""
+    overlap: float = 0.1
+    """Fraction of a window that the next one covers again: more is slower, and smoother."""
+    batch_size: int = 1
+    """Windows computed at a time: a GPU is faster with more, a CPU is not."""
+    precision: Precision = "auto"
+    """Number format; auto takes bf16 where the hardware computes in it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.window_seconds < math.inf,
+            f"window_seconds must be positive, not {self.window_seconds}",
+        )
+        _require(0 <= self.overlap < 1, f"overlap must lie in [0, 1), not {self.overlap}")
+        _require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")

@@ -1,33 +1,46 @@
 """A whole song through the model, in memory that does not grow with the song.
 
-The song is cut into overlapping windows as long as the crops of the training; each is separated by
-itself and the estimates are added up under a tapered window whose shifted copies sum to one. The
-ends of the song are mirrored, so that its first and last samples are covered like all others.
-Other sample rates are resampled window by window, and back.
+The song is cut into overlapping windows of equal length, the first of which starts with it and the
+last of which ends with it; each is separated by itself, and the estimates are added up under a
+tapered weight and divided by the sum of the weights. Other sample rates are resampled window by
+window, and back.
 """
 
+import os
 from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bsrnn_core.audio_files import resample
+from bsrnn_core.audio_files import AudioReader, resample
+from bsrnn_core.config import SeparationConfig
 from bsrnn_core.errors import BadInput
 from bsrnn_core.model import BSRNN
+from bsrnn_core.precision import autocast
 from bsrnn_core.stft import istft, reflect_index, stft
 
 ReadSamples = Callable[[int, int], Tensor]
 """read(first, count) -> samples [C, count] of the mixture."""
 
+RESAMPLING_MARGIN_SECONDS = 0.05
+"""Music on either side of a window that is resampled with it, for a resampler's filter is long."""
 
-def _window(length: int, hop: int) -> Float[Tensor, "W"]:
-    """A Hann window divided by the sum of its copies shifted by multiples of ``hop``."""
-    # Sampled between the zeros of the Hann window: every sample gets some weight at any overlap.
+
+def _weights(length: int) -> Float[Tensor, "W"]:
+    """A Hann window, sampled between its zeros: every sample has some weight at any overlap."""
     position = (torch.arange(length, dtype=torch.float64) + 0.5) / length
-    hann = torch.sin(torch.pi * position).square()
-    periods = torch.nn.functional.pad(hann, (0, -length % hop)).view(-1, hop)
-    return (hann / periods.sum(0).repeat(len(periods))[:length]).float()
+    return torch.sin(torch.pi * position).square().float()
+
+
+def _window_starts(num_samples: int, length: int, overlap: float) -> list[int]:
+    """First samples of the windows over a song, evenly spaced; they overlap by no less than asked.
+
+    ``length`` is at most ``num_samples``.
+    """
+    hop = max(1, round(length * (1 - overlap)))
+    steps = -(-(num_samples - length) // hop)
+    return [round(k * (num_samples - length) / max(1, steps)) for k in range(steps + 1)]
 
 
 def _read_mirrored(read: ReadSamples, first: int, count: int, num_samples: int) -> Tensor:
@@ -38,13 +51,16 @@ def _read_mirrored(read: ReadSamples, first: int, count: int, num_samples: int) 
 
 @torch.inference_mode()
 def _separate_windows(
-    model: BSRNN, windows: Float[Tensor, "B C W"], sample_rate: int
+    model: BSRNN, windows: Float[Tensor, "B C W"], sample_rate: int, precision: str
 ) -> Float[Tensor, "B S C W"]:
     length = windows.shape[-1]
     config = model.config.stft
     device = next(model.parameters()).device
     at_model_rate = resample(windows, sample_rate, config.sample_rate).to(device)
-    estimates = istft(model(stft(at_model_rate, config)), config, at_model_rate.shape[-1])
+    mixture = stft(at_model_rate, config)
+    with autocast(precision, device):
+        spectrograms = model(mixture)
+    estimates = istft(spectrograms, config, at_model_rate.shape[-1])
     back = resample(estimates.cpu(), config.sample_rate, sample_rate)[..., :length]
     return torch.nn.functional.pad(back, (0, length - back.shape[-1]))
 
@@ -54,63 +70,108 @@ def separate_blocks(
     read: ReadSamples,
     num_samples: int,
     sample_rate: int,
+    config: SeparationConfig | None = None,
     *,
-    overlap: float = 0.5,
-    batch_size: int = 4,
+    first: int = 0,
+    count: int | None = None,
 ) -> Iterator[Float[Tensor, "S C n"]]:
     """Separate a song that is read on demand; yields consecutive runs of the estimates.
 
-    The runs add up to ``num_samples`` samples at the song's own ``sample_rate``. ``overlap`` is
-    the fraction of a window that the next one covers again, in [0, 1). Raises BadInput on another
-    overlap, and when there is nothing to separate.
+    The runs make up the samples ``first`` .. ``first + count`` - 1 (default: all ``num_samples``)
+    at the song's own ``sample_rate``, the same to the bit for an excerpt as for the whole song in
+    batches of one. Raises BadInput when there is nothing to separate, and for bf16 on a CPU that
+    cannot compute in it.
     """
-    if not 0 <= overlap < 1:
-        raise BadInput(f"overlap must lie in [0, 1), not {overlap}")
-    if num_samples < 1:
+    config = config or SeparationConfig()
+    end = num_samples if count is None else first + count
+    if not 0 <= first < end <= num_samples:
         raise BadInput("there is no sample to separate")
-    length = max(2, round(model.config.crop_seconds * sample_rate))
-    hop = max(1, round(length * (1 - overlap)))
-    window = _window(length, hop)
-    starts = range(hop - length, num_samples, hop)
-    pending: Tensor | None = None
-    for batch_first in range(0, len(starts), batch_size):
-        batch = starts[batch_first : batch_first + batch_size]
-        windows = [_read_mirrored(read, start, length, num_samples) for start in batch]
-        estimates = _separate_windows(model, torch.stack(windows), sample_rate) * window
+    length = min(num_samples, max(2, round(config.window_seconds * sample_rate)))
+    same_rate = sample_rate == model.config.stft.sample_rate
+    margin = 0 if same_rate else round(RESAMPLING_MARGIN_SECONDS * sample_rate)
+    weights = _weights(length)
+    starts = [
+        start
+        for start in _window_starts(num_samples, length, config.overlap)
+        if start < end and start + length > first
+    ]
+    # What is not given out yet, from sample `begin` on: the weighted sum and its weights.
+    begin, total, weight = starts[0], torch.zeros(0), torch.zeros(0)
+
+    def finished(samples: int) -> Tensor:
+        """The estimates of the next ``samples`` samples, without those that nobody asked for."""
+        run = total[..., :samples] / weight[:samples]
+        return run[..., max(0, first - begin) : max(0, end - begin)]
+
+    for batch_first in range(0, len(starts), config.batch_size):
+        batch = starts[batch_first : batch_first + config.batch_size]
+        windows = [
+            _read_mirrored(read, start - margin, length + 2 * margin, num_samples)
+            for start in batch
+        ]
+        estimates = _separate_windows(model, torch.stack(windows), sample_rate, config.precision)
+        estimates = estimates[..., margin : margin + length]
         for start, estimate in zip(batch, estimates, strict=True):
-            if pending is not None:
-                estimate[..., : length - hop] += pending
-            pending = estimate[..., hop:]
-            # What lies before the next window is finished; the first windows begin before 0.
-            run = estimate[..., max(0, -start) : min(hop, num_samples - start)]
+            # Nothing more is added to what lies before this window.
+            run = finished(start - begin)
             if run.shape[-1]:
-                yield run.clone()
+                yield run
+            total = _added(total[..., start - begin :], weights * estimate)
+            weight = _added(weight[start - begin :], weights.clone())
+            begin = start
+    yield finished(length)
+
+
+def _added(part: Float[Tensor, "... n"], whole: Float[Tensor, "... W"]) -> Float[Tensor, "... W"]:
+    """``whole`` with ``part`` added to its beginning; works on ``whole`` itself."""
+    if part.shape[-1]:
+        whole[..., : part.shape[-1]] += part
+    return whole
 
 
 def separate(
     model: BSRNN,
-    mixture: Float[Tensor, "C N"],
-    sample_rate: int,
-    *,
-    overlap: float = 0.5,
-    batch_size: int = 4,
+    mixture: Float[Tensor, "C N"] | str | os.PathLike[str],
+    sample_rate: int | None = None,
+    config: SeparationConfig | None = None,
 ) -> dict[str, Float[Tensor, "C N"]]:
-    """The estimate of every stem of a song in memory; same length, rate and channels as it.
+    """The estimate of every stem of a song; same length, rate and channels as it.
 
-    See ``separate_blocks`` for ``overlap``; ``batch_size`` windows are computed at a time. Raises
-    BadInput when the mixture is not a [C, N] tensor of at least one sample.
+    ``mixture`` is a file, or samples at ``sample_rate`` (the model's own rate when not given).
+    Raises BadInput when the file cannot be read, or the samples are no [C, N] tensor of at least
+    one finite sample.
     """
+    if isinstance(mixture, Tensor):
+        _check_samples(mixture)
+        rate = model.config.stft.sample_rate if sample_rate is None else sample_rate
+
+        def read(first: int, count: int) -> Tensor:
+            return mixture[:, first : first + count].float()
+
+        return _separate_all(model, read, mixture.shape[-1], rate, config)
+    with AudioReader(mixture) as song:
+        if sample_rate not in (None, song.info.sample_rate):
+            raise BadInput(f"{mixture}: has {song.info.sample_rate} Hz, not {sample_rate}")
+        info = song.info
+        return _separate_all(model, song.read, info.num_samples, info.sample_rate, config)
+
+
+def _check_samples(mixture: Tensor) -> None:
     if mixture.ndim != 2 or 0 in mixture.shape:
         raise BadInput(
             f"a mixture must be [channels, samples], at least one of each, not "
             f"{list(mixture.shape)}"
         )
-    runs = separate_blocks(
-        model,
-        lambda first, count: mixture[:, first : first + count].float(),
-        mixture.shape[-1],
-        sample_rate,
-        overlap=overlap,
-        batch_size=batch_size,
-    )
+    if not mixture.isfinite().all():
+        raise BadInput("the mixture holds NaN or infinite samples")
+
+
+def _separate_all(
+    model: BSRNN,
+    read: ReadSamples,
+    num_samples: int,
+    sample_rate: int,
+    config: SeparationConfig | None,
+) -> dict[str, Float[Tensor, "C N"]]:
+    runs = separate_blocks(model, read, num_samples, sample_rate, config)
     return dict(zip(model.stems, torch.cat(list(runs), dim=-1), strict=True))

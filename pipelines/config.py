@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bsrnn_core.config import BsrnnConfig, ModelConfig, StftConfig
+from bsrnn_core.config import BsrnnConfig, ModelConfig, Precision, StftConfig
 from bsrnn_core.errors import BadInput
 from data_prep.config import ChunkConfig, PrepConfig, RemixConfig, SourceConfig
 
@@ -61,7 +61,7 @@ class OptimConfig:
     """Steps between two checkpoints to resume from (the end of each epoch only when not given)."""
     max_skipped_steps: int = 10
     """Steps in a row whose loss or gradient is not finite, each left out, that end the training."""
-    precision: Literal["float32", "bf16", "auto"] = "float32"
+    precision: Precision = "float32"
     """Number format of the network's arithmetic (bf16: autocast; auto: where it is native)."""
     compile: bool = False
     """Compile the model with torch.compile."""

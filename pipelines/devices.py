@@ -1,4 +1,4 @@
-"""What depends on where a training runs: cores, number formats, and the buckets of DDP."""
+"""What depends on where a training runs: its cores, and the buckets of DDP."""
 
 import os
 
@@ -13,15 +13,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: when asked, or with "auto" where the hardware has it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 def settle_buckets(network: nn.Module, stft: StftConfig, device: torch.device) -> None:

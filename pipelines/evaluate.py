@@ -21,6 +21,7 @@ from rich.progress import Progress
 
 from bsrnn_core.audio_files import AudioInfo
 from bsrnn_core.checkpoint import load, read_metadata
+from bsrnn_core.config import SeparationConfig
 from bsrnn_core.errors import BadInput
 from bsrnn_core.metrics import Protocol
 from bsrnn_core.model import BSRNN
@@ -50,10 +51,6 @@ class EvaluateConfig:
     protocol: Literal["auto", "joint", "single"] = "auto"
     """Which seconds count. joint: those in which no stem and no estimate is silent, as published;
     single: each stem by itself; auto: joint when the model estimates all stems."""
-    overlap: float = 0.5
-    """Fraction of a window that the next one covers again."""
-    batch_size: int = 4
-    """Windows computed at a time, per worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPUs when there are any."""
     num_workers: int | None = None
@@ -62,15 +59,15 @@ class EvaluateConfig:
     """Folder for the results (evaluation/CHECKPOINT/SUBSET in the run's when not given)."""
     full_museval: bool = False
     """museval's ISR, SIR and SAR too, in the files per song: about a minute of work per song."""
+    # Scores of two machines are the same only in the same numbers.
+    separation: SeparationConfig = field(
+        default_factory=lambda: SeparationConfig(precision="float32")
+    )
     source: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise BadInput(f"overlap must lie in [0, 1), not {self.overlap}")
-        for name in ("batch_size", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadInput(f"{name} must be at least 1, not {value}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise BadInput(f"num_workers must be at least 1, not {self.num_workers}")
 
     @property
     def out_folder(self) -> Location:
@@ -112,8 +109,7 @@ def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
         stem_names=config.source.stem_names,
         lengths=config.source.lengths,
         protocol=protocol,
-        overlap=config.overlap,
-        batch_size=config.batch_size,
+        separation=config.separation,
         full_museval=config.full_museval,
     )
     checkpoint = str(location(config.checkpoint_fp))

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from bsrnn_core.audio_files import AudioInfo, AudioReader, AudioWriter, audio_info
 from bsrnn_core.checkpoint import load
+from bsrnn_core.config import SeparationConfig
 from bsrnn_core.errors import BadInput
 from bsrnn_core.model import BSRNN
 from bsrnn_core.separation import separate_blocks
@@ -37,20 +38,11 @@ class InferConfig:
     """A song (wav, flac, ogg, mp3), or a folder of songs."""
     out: str
     """Folder for the stems: <song>-<stem>.wav."""
-    overlap: float = 0.5
-    """Fraction of a window that the next one covers again; more is slower and a little better."""
-    batch_size: int = 4
-    """Windows computed at a time."""
     subtype: Literal["FLOAT", "PCM_24", "PCM_16"] = "FLOAT"
     """Sample format of the stems; the integer ones clip what exceeds full scale."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise BadInput(f"overlap must lie in [0, 1), not {self.overlap}")
-        if self.batch_size < 1:
-            raise BadInput(f"batch_size must be at least 1, not {self.batch_size}")
+    separation: SeparationConfig = field(default_factory=SeparationConfig)
 
 
 def run(config: InferConfig) -> list[Path]:
@@ -108,8 +100,7 @@ def separate_file(
             reader.read,
             info.num_samples,
             info.sample_rate,
-            overlap=config.overlap,
-            batch_size=config.batch_size,
+            config.separation,
         )
         done = 0
         for block in blocks:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from bsrnn_core import BSRNN, separate
+from bsrnn_core.config import SeparationConfig
 from bsrnn_core.metrics import (
     Aggregate,
     Protocol,
@@ -42,8 +43,7 @@ class ScoringOptions:
     """All stems of a song; the model's are among them."""
     lengths: Lengths
     protocol: Protocol
-    overlap: float
-    batch_size: int
+    separation: SeparationConfig
     full_museval: bool
 
 
@@ -80,9 +80,7 @@ def score_track(model: BSRNN, track: Track, options: ScoringOptions) -> TrackSco
     oracle = ideal_ratio_estimates(mixture, audio.references, model.config.stft)[chosen]
     by_system["oracle"] = score(oracle)
     del oracle  # as large as the song's stems
-    separated = separate(
-        model, mixture, rate, overlap=options.overlap, batch_size=options.batch_size
-    )
+    separated = separate(model, mixture, rate, options.separation)
     estimates = references.new_empty(references.shape)
     for k, stem in enumerate(model.stems):
         estimates[k] = separated.pop(stem)

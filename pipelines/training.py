@@ -4,7 +4,6 @@ It knows nothing of Ray: torch.distributed is used when it is initialised, and a
 what happens. worker.py runs it in Ray Train's workers; a test or a benchmark may run it bare.
 """
 
-import contextlib
 import gc
 import json
 import math
@@ -20,12 +19,13 @@ from torch import Tensor, nn
 
 from bsrnn_core import BSRNN, checkpoint
 from bsrnn_core.losses import separation_loss
+from bsrnn_core.precision import autocast
 from data_prep.atomic import write_text
 from data_prep.batches import Batch, RemixedBatches
 from data_prep.shards import ShardDataset
 from data_prep.storage import Location
 from pipelines.config import VALID_MEAN, TrainConfig
-from pipelines.devices import settle_buckets, use_bf16
+from pipelines.devices import settle_buckets
 from pipelines.events import Events
 from pipelines.meters import LossMeter, peak_memory_gb, reset_peak_memory
 from pipelines.run_files import COSTS_FILE
@@ -183,7 +183,7 @@ class Training:
         Workers may have unlike shares of the batch: the losses are weighted so that their mean
         over workers, which DDP takes of the gradients, is that over the global batch.
         """
-        with self._autocast():
+        with autocast(self.config.optim.precision, self.device):
             estimates = self.network(batch.mixture)
         weight = len(batch.mixture) * self.world_size / self.config.optim.batch_size
         losses = weight * separation_loss(
@@ -204,8 +204,8 @@ class Training:
         model = self.state.scored_model.eval()
         tracks = sorted(track.name for track in self.dataset.tracks("valid"))
         self.events.on_phase("work", self.state.progress.step)
-        with self._autocast():
-            mine = score_tracks(model, self.dataset, tracks[self.rank :: self.world_size])
+        precision = self.config.optim.precision
+        mine = score_tracks(model, self.dataset, tracks[self.rank :: self.world_size], precision)
         scores = {track: of for each in self._gathered(mine) for track, of in each.items()}
         return self._judge(stem_scores(scores, model.stems))
 
@@ -313,10 +313,6 @@ class Training:
         if self.rank == 0 and budget and time.monotonic() - self.started >= 60 * budget:
             wish = max(wish, Stop.OUT_OF_TIME)
         return agree(wish, self.world_size, self.device)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        bf16 = use_bf16(self.config.optim.precision, self.device)
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
     def _status(self) -> dict[str, float]:
         progress = self.state.progress

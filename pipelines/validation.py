@@ -6,26 +6,35 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from bsrnn_core import BSRNN
+from bsrnn_core.config import Precision, SeparationConfig
 from bsrnn_core.metrics import aggregate, track_usdr
 from bsrnn_core.separation import separate
 from data_prep.shards import ShardDataset
 from pipelines.config import VALID_MEAN
 
 VALIDATION_OVERLAP = 0.25
-"""Validation is there to compare epochs, so it overlaps its windows less than evaluation does."""
+"""Of windows as long as the crops, which a GPU holds beside what the training needs."""
 
 
 def score_tracks(
-    model: BSRNN, dataset: ShardDataset, tracks: Iterable[str]
+    model: BSRNN, dataset: ShardDataset, tracks: Iterable[str], precision: Precision
 ) -> dict[str, list[float]]:
-    """Song -> uSDR of the model's stems on the whole of it."""
-    return {track: _score(model, dataset, track) for track in tracks}
+    """Song -> uSDR of the model's stems on the whole of it; ``precision`` is the training's."""
+    windows = SeparationConfig(
+        window_seconds=model.config.crop_seconds,
+        overlap=VALIDATION_OVERLAP,
+        batch_size=4,
+        precision=precision,
+    )
+    return {track: _score(model, dataset, track, windows) for track in tracks}
 
 
-def _score(model: BSRNN, dataset: ShardDataset, track: str) -> list[float]:
+def _score(
+    model: BSRNN, dataset: ShardDataset, track: str, windows: SeparationConfig
+) -> list[float]:
     references = dataset.track_references("valid", track)
     rate = model.config.stft.sample_rate
-    estimates = separate(model, references.sum(0), rate, overlap=VALIDATION_OVERLAP, batch_size=4)
+    estimates = separate(model, references.sum(0), rate, windows)
     wanted = [dataset.stems.index(stem) for stem in model.stems]
     stacked = torch.stack([estimates[stem] for stem in model.stems])
     return track_usdr(references[wanted], stacked, "single").tolist()

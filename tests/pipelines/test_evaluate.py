@@ -13,7 +13,7 @@ from torch import Tensor
 from bsrnn_core import BSRNN, BadInput, BsrnnConfig, ModelConfig, StftConfig
 from bsrnn_core.audio_files import write_audio
 from bsrnn_core.checkpoint import save
-from bsrnn_core.config import STEMS
+from bsrnn_core.config import STEMS, SeparationConfig
 from data_prep.config import SourceConfig
 from data_prep.tracks import Track
 from pipelines import evaluate, report, scoring
@@ -32,8 +32,7 @@ OPTIONS = ScoringOptions(
     stem_names=STEMS,
     lengths="refuse",
     protocol="single",
-    overlap=0.5,
-    batch_size=4,
+    separation=SeparationConfig(window_seconds=0.5, overlap=0.5),
     full_museval=False,
 )
 
@@ -214,7 +213,7 @@ def test_results_go_beside_the_checkpoint_unless_told_otherwise(tmp_path: Path) 
     assert dataclasses.replace(config, out="here").out_folder == Path("here")
 
 
-@pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"batch_size": 0}, {"num_workers": 0}])
+@pytest.mark.parametrize("wrong", [{"num_workers": 0}])
 def test_illegal_options_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput, match=next(iter(wrong))):
         EvaluateConfig(checkpoint_fp="c", **wrong)  # type: ignore[arg-type]
