@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bsrnn_core.bands import merged_bands, model_bands
 from bsrnn_core.config import ModelConfig, StftConfig
-from pipelines import report
+from pipelines import display
 from pipelines.plots import band_edges_hz, plot_bands, semitones
 
 HEADER = ("band", "bins", "from Hz", "to Hz", "width Hz", "semitones")
@@ -32,7 +32,7 @@ def run(config: BandsConfig) -> list[tuple[int, int]]:
         f"{schema}: {len(ranges)} bands at {config.stft.sample_rate / 1000:g} kHz, "
         f"n_fft {config.stft.n_fft}"
     )
-    report.show(title, HEADER, band_rows(ranges, config.stft))
+    display.show(title, HEADER, band_rows(ranges, config.stft))
     merged = merged_bands(
         schema, config.stft.sample_rate, config.stft.n_fft, splits=config.model.splits
     )
@@ -43,10 +43,10 @@ def run(config: BandsConfig) -> list[tuple[int, int]]:
     return ranges
 
 
-def band_rows(ranges: list[tuple[int, int]], stft: StftConfig) -> list[list[report.Cell]]:
+def band_rows(ranges: list[tuple[int, int]], stft: StftConfig) -> list[list[display.Cell]]:
     """A row per band, as named by ``HEADER``: the bins are first to last, both included."""
     edges_hz = band_edges_hz(ranges, stft)
-    rows: list[list[report.Cell]] = []
+    rows: list[list[display.Cell]] = []
     for k, (first, end) in enumerate(ranges):
         low_hz, high_hz = edges_hz[k], edges_hz[k + 1]
         bins = f"{first}" if end == first + 1 else f"{first}-{end - 1}"

@@ -30,7 +30,7 @@ from data_prep.config import PrepConfig
 from data_prep.manifest import content_config, hash_of
 from data_prep.shards import ShardDataset
 from data_prep.storage import Location, absolute, location
-from pipelines import plots, report, tracking
+from pipelines import display, plots, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG, changes, read_yaml, save_yaml, yaml_values
 from pipelines.launch import check_resources, launch_training, start_ray
@@ -193,7 +193,7 @@ def _previous_run(config: TrainConfig, storage: RunStorage) -> dict[str, Any] | 
 def record_run(folder: Path, run_id: str, tracking_uri: str, **more: str) -> None:
     """Note in a run's folder which MLflow run it is recorded in."""
     record = {"run_id": run_id, "tracking_uri": tracking_uri, **more}
-    report.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
+    display.write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def training_shards(config: TrainConfig) -> Location:
@@ -275,7 +275,7 @@ def git_commit() -> str:
 
 
 def _launch_with_progress(launch: Launch) -> None:
-    with report.progress(counted=True) as bars:
+    with display.progress(counted=True) as bars:
         launch_with_bar(launch, bars)
 
 
@@ -299,7 +299,7 @@ def launch_with_bar(launch: Launch, bars: Progress) -> None:
             rate=f"{rate:.2f} steps/s",
         )
 
-    with report.bar_among(bars, f"{name}: starting workers") as bar:
+    with display.bar_among(bars, f"{name}: starting workers") as bar:
         launch_training(launch, show)
 
 
@@ -333,7 +333,7 @@ def _show_summary(launch: Launch) -> None:
     folder = launch.job.folder
     best, last = read_metadata(folder / "best"), read_metadata(folder / "last")
     scores = {key: value for key, value in best.items() if key.startswith("valid/")}
-    rows: list[list[report.Cell]] = [
+    rows: list[list[display.Cell]] = [
         ["steps", last["step"]],
         ["epochs", last["epoch"]],
         ["best epoch", best["epoch"]],
@@ -341,7 +341,7 @@ def _show_summary(launch: Launch) -> None:
         ["best checkpoint", str(launch.storage.home / "best")],
         ["MLflow", tracking.run_url(launch.run_id, launch.tracking_uri)],
     ]
-    report.show(f"{launch.job.config.name} is trained", ("", ""), rows)
+    display.show(f"{launch.job.config.name} is trained", ("", ""), rows)
 
 
 if __name__ == "__main__":

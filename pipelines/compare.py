@@ -11,13 +11,13 @@ from pathlib import Path
 
 from bsrnn_core.errors import BadInput
 from data_prep.storage import local_only
-from pipelines import report, tracking
+from pipelines import display, tracking
 from pipelines.comparison import EPOCH, compare_runs, stems_of, trainings
 from pipelines.comparison_groups import Comparison
 from pipelines.comparison_plots import plot_scores, plot_table, plot_validation
 from pipelines.comparison_tables import NUMBERS_EXPLAINED, csv_text, number_table, score_table
 from pipelines.config import VALID_MEAN
-from pipelines.report import DISPLAY
+from pipelines.display import DISPLAY
 from pipelines.scoring import MEASURES
 from pipelines.tracking_params import mlflow_key
 from pipelines.tracking_runs import RecordedRun
@@ -68,8 +68,8 @@ def run(config: CompareConfig) -> Path:
 def show(comparison: Comparison) -> None:
     """Print the tables, and what is to be known about them."""
     table = score_table(comparison, "usdr")
-    report.show(SCORES_EXPLAINED, table.header, table.rows)
-    report.show("all numbers", *number_table(comparison))
+    display.show(SCORES_EXPLAINED, table.header, table.rows)
+    display.show("all numbers", *number_table(comparison))
     for sentence in _remarks(comparison):
         print(sentence)
 
@@ -91,8 +91,8 @@ def collect(
 
 def write_comparison(comparison: Comparison, out: Path, title: str) -> list[Path]:
     """Write comparison.md, comparison.csv, validation.png, scores.png and table.png."""
-    report.write_text(out / "comparison.md", _markdown(comparison, title))
-    report.write_text(out / "comparison.csv", csv_text(comparison))
+    display.write_text(out / "comparison.md", _markdown(comparison, title))
+    display.write_text(out / "comparison.csv", csv_text(comparison))
     usdr = score_table(comparison, "usdr")
     return [
         out / "comparison.md",
@@ -115,9 +115,9 @@ def _markdown(comparison: Comparison, title: str) -> str:
     parts = [f"# {title}\n"]
     for measure in MEASURES:
         scores = score_table(comparison, measure)
-        table = report.markdown_table(scores.header, scores.rows)
+        table = display.markdown_table(scores.header, scores.rows)
         parts.append(f"## Test {DISPLAY[measure]} in dB\n\n{table}")
-    table = report.markdown_table(*number_table(comparison))
+    table = display.markdown_table(*number_table(comparison))
     parts.append(f"## All numbers\n\n{table}\n{NUMBERS_EXPLAINED}\n")
     remarks = _remarks(comparison)
     if remarks:

@@ -19,8 +19,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.comparison_groups import Comparison, Group, MeanCurve
+from pipelines.display import DISPLAY, text
 from pipelines.plots import INK, PALE, save_figure
-from pipelines.report import DISPLAY, text
 from pipelines.scoring import Measure
 
 FAMILIES = {"v7": "Reds", "generic": "Blues"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from pipelines.comparison_groups import Comparison, Group, Statistic
-from pipelines.report import DISPLAY, Cell, text
+from pipelines.display import DISPLAY, Cell, text
 from pipelines.scoring import Measure
 
 FLOOR, ORACLE = "mixture (floor)", "ideal mask (ceiling)"

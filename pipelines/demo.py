@@ -19,7 +19,7 @@ from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
 from data_prep.demo_songs import make_corpus
 from data_prep.storage import local_only
-from pipelines import experiment, infer, plots, report
+from pipelines import display, experiment, infer, plots
 from pipelines.config import tiny
 from pipelines.experiment_plan import ExperimentConfig, plan
 
@@ -76,7 +76,7 @@ def run(config: DemoConfig) -> Path:
     picture = _draw(track, estimate, out / "demo.png")
     scores = json.loads((folder / experiment.SCORED_FILE).read_text())
     floor, score = scores[f"test/usdr_{PART}_mixture"], scores[f"test/usdr_{PART}"]
-    report.show(
+    display.show(
         "the demo",
         ("", ""),
         [

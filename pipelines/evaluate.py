@@ -28,7 +28,7 @@ from bsrnn_core.model import BSRNN
 from data_prep.config import SourceConfig
 from data_prep.storage import Location, RemotePath, is_remote, location
 from data_prep.tracks import Track, find_tracks, inspect_track
-from pipelines import report, tracking
+from pipelines import display, tracking
 from pipelines.launch import parallel_tasks, start_ray, use_gpu
 from pipelines.remote_checkpoints import local_checkpoint
 from pipelines.run_storage import working_copy
@@ -83,7 +83,7 @@ def run(config: EvaluateConfig) -> Evaluation:
 
     Raises BadInput when there is nothing to score, or a song cannot be (unless those are skipped).
     """
-    with report.progress(counted=True) as bars:
+    with display.progress(counted=True) as bars:
         evaluation = evaluate(config, bars)
     files = write_results(evaluation, config)
     show(evaluation)
@@ -116,7 +116,7 @@ def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
     names = [track for track, _ in tracks]
     results: list[TrackScores] = []
     title = f"scoring {config.subset}"
-    with _quiet_ray_data(), report.bar_among(bars, title, len(names)) as bar:
+    with _quiet_ray_data(), display.bar_among(bars, title, len(names)) as bar:
         started, song_seconds = time.perf_counter(), 0.0
         for name, outcome in _score_on_ray(names, checkpoint, options, gpu, num_workers):
             if isinstance(outcome, str):
@@ -126,7 +126,7 @@ def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
             else:
                 results.append(outcome)
                 song_seconds += outcome.seconds
-            speed = report.times_real_time(song_seconds, time.perf_counter() - started)
+            speed = display.times_real_time(song_seconds, time.perf_counter() - started)
             bars.update(bar, advance=1, rate=speed)
     if not results:
         raise BadInput(f"no song of {config.subset} could be scored: {_first(skipped)}")
@@ -264,11 +264,13 @@ def _quiet_ray_data() -> Iterator[None]:
 
 def show(evaluation: Evaluation) -> None:
     """Print the scores, those per song when they are few, and the songs that were left out."""
-    rows = report.track_rows(evaluation)
+    rows = display.track_rows(evaluation)
     if len(rows) <= MAX_TRACK_ROWS:
-        report.show("per song, dB", report.TRACK_HEADER, rows)
-    report.show(
-        report.evaluation_title(evaluation), report.SUMMARY_HEADER, report.summary_rows(evaluation)
+        display.show("per song, dB", display.TRACK_HEADER, rows)
+    display.show(
+        display.evaluation_title(evaluation),
+        display.SUMMARY_HEADER,
+        display.summary_rows(evaluation),
     )
     for name, reason in evaluation.skipped.items():
         print(f"left out: {name}: {reason}")
@@ -281,16 +283,16 @@ def write_results(evaluation: Evaluation, config: EvaluateConfig) -> list[Path]:
     files = []
     for track in evaluation.tracks:
         files.append(out / f"{track.track}.json")
-        report.write_text(files[-1], json.dumps(track.museval, indent=2) + "\n")
+        display.write_text(files[-1], json.dumps(track.museval, indent=2) + "\n")
     summary = {"checkpoint": config.checkpoint_fp, **evaluation.to_dict()}
     files.append(out / "summary.json")
-    report.write_text(files[-1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    display.write_text(files[-1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     files.append(out / "scores.md")
     sections = {
-        "Summary": (report.SUMMARY_HEADER, report.summary_rows(evaluation)),
-        "Per song": (report.TRACK_HEADER, report.track_rows(evaluation)),
+        "Summary": (display.SUMMARY_HEADER, display.summary_rows(evaluation)),
+        "Per song": (display.TRACK_HEADER, display.track_rows(evaluation)),
     }
-    report.write_markdown(files[-1], report.evaluation_title(evaluation), sections)
+    display.write_markdown(files[-1], display.evaluation_title(evaluation), sections)
     if isinstance(config.out_folder, RemotePath):
         for file in files:
             (config.out_folder / file.name).send(file)

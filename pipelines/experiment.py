@@ -26,7 +26,7 @@ from bsrnn_core.errors import BadInput
 from data_prep.batches import training_channels
 from data_prep.shards import ShardDataset
 from data_prep.storage import Location
-from pipelines import base, compare, evaluate, report, tracking
+from pipelines import base, compare, display, evaluate, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG
 from pipelines.experiment_plan import ExperimentConfig, Step, plan
@@ -71,7 +71,7 @@ def run(config: ExperimentConfig) -> Path:
     shards = _shards(config)
     run_id, uri = parent_run(config, config.train, folder, "experiment")
     with base.finishing(run_id, uri):
-        with report.progress(counted=True) as bars, report.log_above():
+        with display.progress(counted=True) as bars, display.log_above():
             setting = Setting(
                 folder=folder,
                 shards=shards,
@@ -177,7 +177,7 @@ def _do(step: Step, setting: Setting) -> None:
     files = evaluate.write_results(evaluation, scoring)
     evaluate.log_to_training_run(evaluation, scoring, files)
     scores = evaluation.metrics("test")
-    report.write_text(folder / SCORED_FILE, json.dumps(scores, indent=2) + "\n")
+    display.write_text(folder / SCORED_FILE, json.dumps(scores, indent=2) + "\n")
     logger.info("%s: test uSDR %.2f dB", step.name, scores.get("test/usdr_mean", math.nan))
 
 

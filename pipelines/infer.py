@@ -21,7 +21,7 @@ from bsrnn_core.errors import BadInput
 from bsrnn_core.model import BSRNN
 from bsrnn_core.separation import separate_blocks
 from data_prep.storage import local_only
-from pipelines import report
+from pipelines import display
 from pipelines.remote_checkpoints import local_checkpoint
 
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
@@ -56,18 +56,18 @@ def run(config: InferConfig) -> list[Path]:
     infos = {song: audio_info(song) for song in songs}
     model = load(local_checkpoint(config.checkpoint_fp), _device(config.device))
     outputs = _plan(songs, model.stems, out)
-    rows: list[list[report.Cell]] = []
-    with report.progress(counted=False) as progress:
+    rows: list[list[display.Cell]] = []
+    with display.progress(counted=False) as progress:
         for song in songs:
             started = time.perf_counter()
             clipped = separate_file(model, song, outputs[song], config, progress)
             wall_seconds = time.perf_counter() - started
-            speed = report.times_real_time(infos[song].seconds, wall_seconds)
+            speed = display.times_real_time(infos[song].seconds, wall_seconds)
             rows.append([song.name, _shape(infos[song]), wall_seconds, speed, clipped])
     header = ("song", "audio", "wall seconds", "speed", "clipped samples")
     if config.subtype == "FLOAT":
         header, rows = header[:-1], [row[:-1] for row in rows]
-    report.show(f"{', '.join(model.stems)} of {len(songs)} song(s)", header, rows)
+    display.show(f"{', '.join(model.stems)} of {len(songs)} song(s)", header, rows)
     files = [file for song in songs for file in outputs[song].values()]
     for file in files:
         print(file)
@@ -109,7 +109,7 @@ def separate_file(
             exceeding += int((block.abs() > 1).sum())
             done += block.shape[-1]
             wall_seconds = time.perf_counter() - started
-            rate = report.times_real_time(done / info.sample_rate, wall_seconds)
+            rate = display.times_real_time(done / info.sample_rate, wall_seconds)
             progress.update(bar, completed=done, rate=rate)
         assert done == info.num_samples, (done, info)
     return exceeding

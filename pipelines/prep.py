@@ -21,7 +21,7 @@ from data_prep.prepare import Plan, PrepProgress, carry_out, plan_dataset
 from data_prep.storage import Location, location
 from data_prep.tracks import SPLITS
 from data_prep.verify import broken_shards, remove_broken
-from pipelines import report
+from pipelines import display
 from pipelines.launch import parallel_tasks, start_ray
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _verify(config: PrepCommandConfig) -> None:
     folder = location(config.out)
     manifest = Manifest.read(folder)
     size = sum(track.bytes for track in manifest.tracks)
-    with report.progress(counted=False) as bar:
+    with display.progress(counted=False) as bar:
         task = bar.add_task("verifying", total=size, rate="")
         broken = broken_shards(folder, lambda done: bar.advance(task, done))
     for shard in broken:
@@ -107,12 +107,12 @@ def prepare_shards(config: PrepConfig, out: str | Location) -> Manifest:
 
 def _carry_out_with_progress(plan: Plan) -> Manifest:
     start_ray()
-    with report.progress(counted=False) as bar:
+    with display.progress(counted=False) as bar:
         task = bar.add_task("preparing", total=plan.seconds, rate="")
         started = time.monotonic()
 
         def show(progress: PrepProgress) -> None:
-            rate = report.times_real_time(progress.seconds_done, time.monotonic() - started)
+            rate = display.times_real_time(progress.seconds_done, time.monotonic() - started)
             bar.update(
                 task,
                 completed=progress.seconds_done,
@@ -126,19 +126,19 @@ def _carry_out_with_progress(plan: Plan) -> Manifest:
 
 
 def _show_summary(manifest: Manifest, plan: Plan, wall_seconds: float) -> None:
-    rows: list[list[report.Cell]] = []
+    rows: list[list[display.Cell]] = []
     for split in SPLITS:
         tracks = [track for track in manifest.tracks if track.split == split]
         seconds = sum(track.num_samples for track in tracks) / plan.config.stft.sample_rate
         chunks, size = sum(t.rows for t in tracks), sum(t.bytes for t in tracks)
         rows.append([split, len(tracks), chunks, seconds, size / 1e9])
-    report.show(str(plan.folder), ("split", "songs", "chunks", "seconds", "GB"), rows)
+    display.show(str(plan.folder), ("split", "songs", "chunks", "seconds", "GB"), rows)
     if plan.jobs:
         logger.info(
             "prepared %d songs in %.1f s, %s",
             len(plan.jobs),
             wall_seconds,
-            report.times_real_time(plan.seconds, wall_seconds),
+            display.times_real_time(plan.seconds, wall_seconds),
         )
     if not any(track.split == "train" for track in manifest.tracks):
         logger.warning("there is no song to train on")

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import report
+from pipelines import display
 from pipelines.launch import polling
 from pipelines.tune_plan import Plan
 from pipelines.tune_space import as_word
@@ -30,7 +30,7 @@ def show_trials(ledger: Ledger, space: Plan, board: Any, slots: int) -> Iterator
     """Show the trials for as long as they run."""
     started = time.monotonic()
     console = Console(stderr=True)
-    with Live(console=console, refresh_per_second=2, transient=True) as live, report.log_above():
+    with Live(console=console, refresh_per_second=2, transient=True) as live, display.log_above():
 
         def show(statuses: Mapping[str, Status]) -> None:
             minutes = (time.monotonic() - started) / 60

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bsrnn_core.checkpoint import existing_folder, read_metadata
-from pipelines import report, tracking
+from pipelines import display, tracking
 from pipelines.config import TrainConfig
 from pipelines.config_files import RUN_CONFIG, save_yaml
 from pipelines.training import COSTS_FILE
@@ -90,12 +90,12 @@ def write(
         )
     out = folder / REPORT
     header, cells = table(ranked, space)
-    report.show(f"{config.train.name}: trials, best first", header, cells)
+    display.show(f"{config.train.name}: trials, best first", header, cells)
     options = best_config(config, winner)
     save_yaml(options, out / BEST_CONFIG)
     title = f"Sweep {config.train.name}: {', '.join(options.part)}"
-    report.write_text(out / "sweep.md", _markdown(title, header, cells, winner))
-    report.write_text(out / "sweep.csv", csv_text(ranked, space))
+    display.write_text(out / "sweep.md", _markdown(title, header, cells, winner))
+    display.write_text(out / "sweep.csv", csv_text(ranked, space))
     points = [_point(row) for row in ranked]
     files = [out / BEST_CONFIG, out / "sweep.md", out / "sweep.csv"]
     files.append(plot_parallel(points, space.axes, winner.trial.name, title, out / "parallel.png"))
@@ -120,18 +120,18 @@ def best_config(config: TuneConfig, winner: Row) -> TrainConfig:
     return dataclasses.replace(train, name="", resume=False)
 
 
-def table(ranked: Sequence[Row], space: Plan) -> tuple[list[str], list[list[report.Cell]]]:
+def table(ranked: Sequence[Row], space: Plan) -> tuple[list[str], list[list[display.Cell]]]:
     """Header and a line for each trial."""
     names = [axis.name for axis in space.axes]
     header = ["trial", *names, "outcome", *NUMBERS]
     return header, [_line(row, names) for row in ranked]
 
 
-def _line(row: Row, names: Sequence[str]) -> list[report.Cell]:
+def _line(row: Row, names: Sequence[str]) -> list[display.Cell]:
     trial = row.trial
-    values: list[report.Cell] = [as_word(trial.values[name]) for name in names]
+    values: list[display.Cell] = [as_word(trial.values[name]) for name in names]
     outcome = f"{trial.state}: {trial.error}" if trial.error else trial.state
-    numbers: list[report.Cell] = [
+    numbers: list[display.Cell] = [
         "" if math.isnan(row.epochs) else f"{row.epochs:.0f}",
         _shown(row.usdr, ".2f"),
         _shown(row.parameters / 1e6, ".3f"),
@@ -146,11 +146,11 @@ def _shown(value: float, form: str) -> str:
 
 
 def _markdown(
-    title: str, header: Sequence[str], cells: Sequence[Sequence[report.Cell]], winner: Row
+    title: str, header: Sequence[str], cells: Sequence[Sequence[display.Cell]], winner: Row
 ) -> str:
     return (
         f"# {title}\n\nBest: {winner.trial.name} ({as_words(winner.trial.values)}), "
-        f"{winner.usdr:.2f} dB.\n\n{report.markdown_table(header, cells)}\n{EXPLAINED}\n"
+        f"{winner.usdr:.2f} dB.\n\n{display.markdown_table(header, cells)}\n{EXPLAINED}\n"
     )
 
 

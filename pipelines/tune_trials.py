@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from pipelines import base, report
+from pipelines import base, display
 from pipelines.config import VALID_MEAN
 from pipelines.failures import reason
 
@@ -116,7 +116,7 @@ class Ledger:
     def save(self) -> None:
         """Write all to the disk."""
         text = json.dumps([asdict(trial) for trial in self.trials], indent=1)
-        report.write_text(self.file, text + "\n")
+        display.write_text(self.file, text + "\n")
 
 
 def _key(values: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import math
 from pipelines.comparison import compare_runs
 from pipelines.comparison_groups import Comparison
 from pipelines.comparison_tables import csv_text, number_table, score_table
-from pipelines.report import markdown_table
+from pipelines.display import markdown_table
 from pipelines.tracking_runs import RecordedRun
 
 

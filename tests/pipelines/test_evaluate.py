@@ -16,7 +16,7 @@ from bsrnn_core.checkpoint import save
 from bsrnn_core.config import STEMS, SeparationConfig
 from data_prep.config import SourceConfig
 from data_prep.tracks import Track
-from pipelines import evaluate, report, scoring
+from pipelines import display, evaluate, scoring
 from pipelines.cli import main
 from pipelines.evaluate import EvaluateConfig
 from pipelines.scoring import MEASURES, SYSTEMS, Evaluation, ScoringOptions, TrackScores
@@ -142,11 +142,11 @@ def test_usdr_is_a_mean_and_csdr_a_median_and_nan_is_counted() -> None:
     assert (usdr.value, usdr.count, usdr.nan) == (3.0, 3, 1)
     assert evaluation.aggregate("csdr", "oracle", "drums").value == 12.0
     assert evaluation.mean("usdr", "mixture") == (3.0 + 4.0) / 2 - 10
-    rows = report.summary_rows(evaluation)
+    rows = display.summary_rows(evaluation)
     assert rows[0] == ["drums", "uSDR", -7.0, 3.0, 13.0, 10.0, 3, 1]
     assert rows[1] == ["drums", "cSDR", -8.0, 2.0, 12.0, 10.0, 3, 1]
     assert [row[0] for row in rows] == ["drums", "drums", "bass", "bass", "mean", "mean"]
-    assert len(report.track_rows(evaluation)) == 8
+    assert len(display.track_rows(evaluation)) == 8
 
 
 def test_metrics_have_the_names_that_others_look_for_and_are_finite() -> None:
@@ -304,7 +304,7 @@ def test_evaluate_on_ray(
                 checkpoint_fp=checkpoint,
                 source=SourceConfig(musdbhq_location=_only(music, "spoilt")),
             ),
-            report.progress(counted=True),
+            display.progress(counted=True),
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
-from pipelines import experiment, report
+from pipelines import display, experiment
 from pipelines.config import TrainConfig, tiny
 from pipelines.experiment import Setting
 from pipelines.experiment_plan import ExperimentConfig, Step, plan
@@ -50,7 +50,7 @@ class Worker:
 
 
 def do_all(steps: list[Step], folder: Path, slots: int) -> list[str]:
-    with report.progress(counted=True) as bars:
+    with display.progress(counted=True) as bars:
         setting = Setting(
             folder=folder, shards=folder, run_id="", tracking_uri="", threads=1, bars=bars
         )
@@ -89,7 +89,7 @@ def test_a_failed_step_takes_only_those_with_it_that_start_from_it(
 
 def test_a_step_gets_what_only_the_running_experiment_knows(tmp_path: Path):
     steps = {step.name: step for step in plan(config(tmp_path))}
-    with report.progress(counted=True) as bars:
+    with display.progress(counted=True) as bars:
         setting = Setting(
             folder=tmp_path / "exp",
             shards=tmp_path / "shards",
