@@ -158,8 +158,8 @@ class SeparationConfig:
     """Length of a window; a song that is no longer is computed at once."""
     overlap: float = 0.1
     """Fraction of a window that the next one covers again: more is slower, and smoother."""
-    batch_size: int = 1
-    """Windows computed at a time: a GPU is faster with more, a CPU is not."""
+    batch_size: int | None = None
+    """Windows computed at a time (8 on a GPU, 1 on a CPU when not given)."""
     precision: Precision = "auto"
     """Number format; auto takes bf16 where the hardware computes in it."""
 
@@ -169,4 +169,7 @@ class SeparationConfig:
             f"window_seconds must be positive, not {self.window_seconds}",
         )
         _require(0 <= self.overlap < 1, f"overlap must lie in [0, 1), not {self.overlap}")
-        _require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+        _require(
+            self.batch_size is None or self.batch_size >= 1,
+            f"batch_size must be at least 1, not {self.batch_size}",
+        )

@@ -23,6 +23,8 @@ from bsrnn_core.stft import istft, reflect_index, stft
 ReadSamples = Callable[[int, int], Tensor]
 """read(first, count) -> samples [C, count] of the mixture."""
 
+WINDOWS_ON_GPU, WINDOWS_ON_CPU = 8, 1
+"""Windows computed at a time: a GPU needs many to be busy, a CPU's caches hold no more."""
 RESAMPLING_MARGIN_SECONDS = 0.05
 """Music on either side of a window that is resampled with it, for a resampler's filter is long."""
 
@@ -86,6 +88,8 @@ def separate_blocks(
     end = num_samples if count is None else first + count
     if not 0 <= first < end <= num_samples:
         raise BadInput("there is no sample to separate")
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    batch_size = config.batch_size or (WINDOWS_ON_GPU if on_gpu else WINDOWS_ON_CPU)
     length = min(num_samples, max(2, round(config.window_seconds * sample_rate)))
     same_rate = sample_rate == model.config.stft.sample_rate
     margin = 0 if same_rate else round(RESAMPLING_MARGIN_SECONDS * sample_rate)
@@ -103,8 +107,8 @@ def separate_blocks(
         run = total[..., :samples] / weight[:samples]
         return run[..., max(0, first - begin) : max(0, end - begin)]
 
-    for batch_first in range(0, len(starts), config.batch_size):
-        batch = starts[batch_first : batch_first + config.batch_size]
+    for batch_first in range(0, len(starts), batch_size):
+        batch = starts[batch_first : batch_first + batch_size]
         windows = [
             _read_mirrored(read, start - margin, length + 2 * margin, num_samples)
             for start in batch
