@@ -305,7 +305,7 @@ def test_lossy_formats_keep_every_length(tmp_path, ending, sample_rate):
         write_audio(path, samples, sample_rate, subtype=subtype)
         # libsndfile's own reading: the test of ffmpeg's is in test_ffmpeg_audio.py.
         assert soundfile.info(path).frames == len(soundfile.read(path)[0]) == length
-        if ending != "mp3" or length in (1, 1153, 44101):
+        if ending != "mp3" or length in (100, 1153, 44101):
             assert read_audio(path).shape == (1, length)
 
 
