@@ -65,7 +65,7 @@ def audio_info(path: str | os.PathLike[str], *, estimate: bool = False) -> Audio
     """
     path = Path(path)
     _require_file(path)
-    if estimate and _by_ffmpeg(path):
+    if estimate and path.suffix.lower() in FFMPEG_ENDINGS:
         stream = probe(path)
         if stream.seconds is not None:
             num_samples = max(1, round(stream.seconds * stream.sample_rate))
@@ -117,7 +117,10 @@ class AudioReader:
         """The samples ``first`` .. ``first + count`` - 1 of every channel: [C, count]."""
         assert first >= 0 and 0 <= count <= self.info.num_samples - first, (first, count, self.info)
         if self._spool is None:
-            self._file.seek(first)
+            try:
+                self._file.seek(first)
+            except soundfile.SoundFileError as error:
+                raise _damaged(self.path, error) from error
             return _tensor(_decode(self._file, self.path, count))
         frame_bytes = 4 * self.info.channels
         self._spool.seek(first * frame_bytes)
@@ -265,10 +268,6 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return resampled
 
 
-def _by_ffmpeg(path: Path) -> bool:
-    return path.suffix.lower() in FFMPEG_ENDINGS
-
-
 def _require_file(path: Path) -> None:
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
@@ -277,7 +276,8 @@ def _require_file(path: Path) -> None:
 def _open(path: Path) -> soundfile.SoundFile:
     """Open for reading. Raises BadInput when that fails, there are no samples, or some miss."""
     _require_file(path)
-    file = open_decoded(path) if _by_ffmpeg(path) else _open_by_libsndfile(path)
+    by_ffmpeg = path.suffix.lower() in FFMPEG_ENDINGS
+    file = open_decoded(path) if by_ffmpeg else _open_by_libsndfile(path)
     if file.frames == 0:
         file.close()
         raise BadInput(f"{path}: holds no samples; replace it or leave it out")
@@ -328,7 +328,7 @@ def _decode(file: soundfile.SoundFile, path: Path, count: int) -> np.ndarray:
     except MemoryError as error:
         raise BadInput(f"{path}: {count} samples of it do not fit into memory") from error
     except soundfile.SoundFileError as error:
-        raise BadInput(f"{path}: is damaged ({error}); replace it or leave it out") from error
+        raise _damaged(path, error) from error
     if len(samples) < count:
         raise BadInput(
             f"{path}: is cut short, its header promises {file.frames} samples; replace it or "
@@ -337,6 +337,11 @@ def _decode(file: soundfile.SoundFile, path: Path, count: int) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise BadInput(f"{path}: holds NaN or infinite samples; repair it or leave it out")
     return samples
+
+
+def _damaged(path: Path, error: soundfile.SoundFileError) -> BadInput:
+    reason = str(error).strip() or "its parts do not fit together"
+    return BadInput(f"{path}: is damaged ({reason}); replace it or leave it out")
 
 
 def _tensor(samples: np.ndarray) -> Tensor:
