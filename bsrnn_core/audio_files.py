@@ -1,13 +1,19 @@
-"""Read and write audio files (wav, flac, ogg, mp3 and what else libsndfile knows), and resample.
+"""Read and write audio files (wav, flac, ogg, mp3, m4a and others), and resample.
 
 Samples are float32 tensors [C, N] in units of full scale. Reading refuses what cannot be trained on
 or separated, naming the file; writing goes to a temporary name in the same folder and is renamed
 at the end, so that a file under its own name is always whole.
+
+A wav, flac or m4a that is shorter than it says is refused. An mp3, ogg or aac has no length to rely
+on and is read as far as it goes.
 """
 
+import contextlib
 import math
 import os
-import tempfile
+import re
+import shutil
+import stat
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +26,18 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from bsrnn_core.audio_formats import check_writable, format_of, refuse_long_wav
 from bsrnn_core.errors import BadInput
+from bsrnn_core.ffmpeg_audio import FFMPEG_ENDINGS, no_room, open_decoded, probe, temporary_file
 
+SONG_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", *FFMPEG_ENDINGS)
+"""Endings, in lower case, of the files that are taken for songs."""
 BLOCK_SAMPLES = 1 << 16
 """Samples per channel that are encoded or decoded at a time."""
+FULL_BYTES = 1 << 16
+"""With less room than this a disk is taken to be full."""
+UNKNOWN_FRAMES = 2**63 - 1
+"""libsndfile's number of frames for a flac that was written to a pipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +55,22 @@ class AudioInfo:
         return self.num_samples / self.sample_rate
 
 
-def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Sample rate, channels and length of a file, from its header.
+def audio_info(path: str | os.PathLike[str], *, estimate: bool = False) -> AudioInfo:
+    """Sample rate, channels and length of a file.
 
-    Raises BadInput for a file that is missing, not readable as audio, or without samples.
+    They stand in the header, but mp3, m4a, mp4 and aac are decoded to count their samples; with
+    ``estimate`` their length is what ffprobe says, often some milliseconds off, and more where the
+    file states none. Raises BadInput for a file that is missing, not readable as audio, or without
+    samples.
     """
-    with _open(Path(path)) as file:
+    path = Path(path)
+    _require_file(path)
+    if estimate and path.suffix.lower() in FFMPEG_ENDINGS:
+        stream = probe(path)
+        if stream.seconds is not None:
+            num_samples = max(1, round(stream.seconds * stream.sample_rate))
+            return AudioInfo(stream.sample_rate, stream.channels, num_samples)
+    with _open(path) as file:
         return _info(file)
 
 
@@ -57,7 +81,7 @@ def read_audio(path: str | os.PathLike[str], first: int = 0, count: int | None =
     audio, without samples, cut short, or that holds NaN or infinite samples in the range.
     """
     if first == 0:
-        # From the start nothing has to be sought, so lossy files need no copy.
+        # From the start nothing has to be sought, so an ogg needs no copy.
         with _open(Path(path)) as file:
             wanted = file.frames if count is None else count
             assert 0 <= wanted <= file.frames, (path, wanted, file.frames)
@@ -69,10 +93,11 @@ def read_audio(path: str | os.PathLike[str], first: int = 0, count: int | None =
 class AudioReader:
     """Reads any range of a file without holding the rest in memory: a context manager.
 
-    Seeking in ogg and mp3 does not land on the exact sample in libsndfile, so these are decoded
-    once, from start to end, into a temporary file that is read instead.
+    Lossy files are decoded once, from start to end, into a temporary file that is read instead:
+    mp3, m4a, mp4 and aac by ffmpeg, and ogg because seeking in it does not land on the exact
+    sample in libsndfile. ``info`` is exact.
 
-    Raises BadInput as ``read_audio`` does; for ogg and mp3 already on opening.
+    Raises BadInput as ``read_audio`` does; for lossy files already on opening.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -92,7 +117,10 @@ class AudioReader:
         """The samples ``first`` .. ``first + count`` - 1 of every channel: [C, count]."""
         assert first >= 0 and 0 <= count <= self.info.num_samples - first, (first, count, self.info)
         if self._spool is None:
-            self._file.seek(first)
+            try:
+                self._file.seek(first)
+            except soundfile.SoundFileError as error:
+                raise _damaged(self.path, error) from error
             return _tensor(_decode(self._file, self.path, count))
         frame_bytes = 4 * self.info.channels
         self._spool.seek(first * frame_bytes)
@@ -112,11 +140,15 @@ class AudioReader:
         self.close()
 
     def _copy_decoded(self) -> IO[bytes]:
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        spool = temporary_file(self.path)
         try:
             for first in range(0, self.info.num_samples, BLOCK_SAMPLES):
                 count = min(BLOCK_SAMPLES, self.info.num_samples - first)
                 spool.write(_decode(self._file, self.path, count).tobytes())
+            spool.flush()
+        except OSError as error:
+            spool.close()
+            raise no_room(self.path, error) from error
         except BaseException:
             spool.close()
             raise
@@ -153,39 +185,41 @@ class AudioWriter:
         *,
         subtype: str | None = None,
     ) -> None:
+        check_writable(path, sample_rate, channels, subtype=subtype)
         self.path = Path(path)
         self.channels = channels
-        audio_format = self.path.suffix[1:].upper()
-        if audio_format == "RAW" or audio_format not in soundfile.available_formats():
-            raise BadInput(f"{self.path}: cannot write this format; use wav, flac, ogg or mp3")
-        if not soundfile.check_format(audio_format, subtype):
-            known = ", ".join(soundfile.available_subtypes(audio_format))
-            raise BadInput(f"{self.path}: sample format {subtype} is not one of {known}")
-        self._temporary = self.path.with_name(f"{self.path.name}.tmp.{uuid.uuid4().hex}")
+        # Shortened, so that a name may be as long as the file system has them.
+        self._temporary = self.path.with_name(f"{self.path.name[:40]}.tmp.{uuid.uuid4().hex}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISDIR(self.path.stat().st_mode):
+                    raise IsADirectoryError("a folder has this name")
             self._temporary.touch()
         except OSError as error:
             raise BadInput(f"{self.path}: cannot write there ({error})") from error
         try:
             self._file = soundfile.SoundFile(
-                self._temporary, "w", sample_rate, channels, subtype, format=audio_format
+                self._temporary, "w", sample_rate, channels, subtype, format=format_of(self.path)
             )
         except soundfile.SoundFileError as error:
             self._temporary.unlink()
-            raise BadInput(
-                f"{self.path}: this format cannot hold {channels} channels at {sample_rate} Hz; "
-                "use wav"
-            ) from error
+            raise self._failed(error) from error
 
     def write(self, samples: Tensor) -> None:
         """Append ``samples`` [C, n]."""
         assert samples.ndim == 2 and samples.shape[0] == self.channels, samples.shape
         if not samples.isfinite().all():
             raise BadInput(f"{self.path}: not written, the samples hold NaN or infinite values")
+        refuse_long_wav(
+            self.path, self.channels, self._file.frames + samples.shape[1], self._file.subtype
+        )
         # libsndfile's ogg encoder overflows the stack when it is given a minute at once.
         for block in samples.detach().to("cpu", torch.float32).split(BLOCK_SAMPLES, dim=1):
-            self._file.write(block.T.numpy())
+            try:
+                self._file.write(block.T.numpy())
+            except soundfile.SoundFileError as error:
+                raise self._failed(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -202,9 +236,23 @@ class AudioWriter:
             if kind is None:
                 if num_samples == 0:
                     raise BadInput(f"{self.path}: not written, there are no samples")
+                # The encoders write their last bytes on closing, and keep to themselves whether
+                # there was room for them.
+                if self._disk_is_full() or soundfile.info(self._temporary).frames != num_samples:
+                    raise self._failed("the end is missing")
                 os.replace(self._temporary, self.path)
+        except (soundfile.SoundFileError, OSError) as failure:
+            raise self._failed(failure) from failure
         finally:
             self._temporary.unlink(missing_ok=True)
+
+    def _disk_is_full(self) -> bool:
+        return shutil.disk_usage(self.path.parent).free < FULL_BYTES
+
+    def _failed(self, error: object) -> BadInput:
+        # libsndfile does not say why it could not write.
+        reason = "the disk is full, make room on it" if self._disk_is_full() else str(error)
+        return BadInput(f"{self.path}: not written, {reason}")
 
 
 def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -220,20 +268,53 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return resampled
 
 
-def _open(path: Path) -> soundfile.SoundFile:
-    """Open for reading. Raises BadInput when that fails or there are no samples."""
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    """Open for reading. Raises BadInput when that fails, there are no samples, or some miss."""
+    _require_file(path)
+    by_ffmpeg = path.suffix.lower() in FFMPEG_ENDINGS
+    file = open_decoded(path) if by_ffmpeg else _open_by_libsndfile(path)
+    if file.frames == 0:
+        file.close()
+        raise BadInput(f"{path}: holds no samples; replace it or leave it out")
+    return file
+
+
+def _open_by_libsndfile(path: Path) -> soundfile.SoundFile:
     try:
         file = soundfile.SoundFile(path)
     except (soundfile.SoundFileError, TypeError) as error:
         raise BadInput(
             f"{path}: not readable as audio; convert it to wav, flac, ogg or mp3"
         ) from error
-    if file.frames == 0:
+    if file.frames == UNKNOWN_FRAMES:
         file.close()
-        raise BadInput(f"{path}: holds no samples; replace it or leave it out")
+        return open_decoded(path)
+    if _is_cut(file):
+        file.close()
+        raise BadInput(
+            f"{path}: is cut short, {file.frames} samples are left of it; replace it or leave it "
+            "out"
+        )
     return file
+
+
+def _is_cut(file: soundfile.SoundFile) -> bool:
+    """Whether the samples of a wav, aiff or au end before their header says.
+
+    libsndfile then shortens them without a word but in its log.
+    """
+    found = re.findall(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info)
+    # Who writes to a pipe does not know the length, and writes the largest there is.
+    unknown = (range(2**31 - 2**12, 2**31), range(2**32 - 2**12, 2**32))
+    return any(
+        int(stated) > int(there) and not any(int(stated) in values for values in unknown)
+        for stated, there in found
+    )
 
 
 def _info(file: soundfile.SoundFile) -> AudioInfo:
@@ -244,8 +325,10 @@ def _decode(file: soundfile.SoundFile, path: Path, count: int) -> np.ndarray:
     """The next ``count`` samples, float32 [count, C]. Raises BadInput when they are not sound."""
     try:
         samples = file.read(count, dtype="float32", always_2d=True)
+    except MemoryError as error:
+        raise BadInput(f"{path}: {count} samples of it do not fit into memory") from error
     except soundfile.SoundFileError as error:
-        raise BadInput(f"{path}: is damaged ({error}); replace it or leave it out") from error
+        raise _damaged(path, error) from error
     if len(samples) < count:
         raise BadInput(
             f"{path}: is cut short, its header promises {file.frames} samples; replace it or "
@@ -254,6 +337,11 @@ def _decode(file: soundfile.SoundFile, path: Path, count: int) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise BadInput(f"{path}: holds NaN or infinite samples; repair it or leave it out")
     return samples
+
+
+def _damaged(path: Path, error: soundfile.SoundFileError) -> BadInput:
+    reason = str(error).strip() or "its parts do not fit together"
+    return BadInput(f"{path}: is damaged ({reason}); replace it or leave it out")
 
 
 def _tensor(samples: np.ndarray) -> Tensor:

@@ -1,13 +1,16 @@
 """A model on disk: a folder with its weights (safetensors) and the config that rebuilds it.
 
-`model.safetensors` holds the weights, `config.json` the BsrnnConfig under "model" and whatever is
-worth knowing of the training under "metadata". A folder is written under a temporary name and then
-renamed, so that one that carries its name is whole.
+`model.safetensors` holds the weights, `config.json` the BsrnnConfig under "model", whatever is
+worth knowing of the training under "metadata", the version of this format, and the SHA-256 of the
+weights' file. A folder is written under a temporary name and then renamed, so that one that carries
+its name is whole. Nothing in it is ever executed.
 """
 
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +26,10 @@ from bsrnn_core.model import BSRNN
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1
+"""Of the folder and what is in it; raised when an older program would misread a new checkpoint."""
+CONFIG_BYTES = 10_000_000
+"""No configuration is as long as that."""
 FULL_BYTES = 64 * 1024
 """With less room than this a disk is taken to be full when PyTorch fails to write to it."""
 
@@ -92,8 +99,13 @@ def write_model(folder: Path, model: BSRNN, metadata: dict[str, Any]) -> None:
     safetensors.torch.save_file(
         {name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS_FILE
     )
-    text = json.dumps({"model": model.config.to_dict(), "metadata": metadata}, indent=2)
-    (folder / CONFIG_FILE).write_text(text + "\n")
+    content = {
+        "format_version": FORMAT_VERSION,
+        "weights_sha256": hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        "model": model.config.to_dict(),
+        "metadata": metadata,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -102,19 +114,35 @@ def _read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         raise BadInput(f"{folder}: there is no such checkpoint folder")
     file = found / CONFIG_FILE
     try:
+        if file.stat().st_size > CONFIG_BYTES:
+            raise ValueError("it is too long")
         content = json.loads(file.read_text())
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
+        # Checkpoints from before there were versions are of the first.
+        version = content.get("format_version", 1)
+        if not isinstance(version, int):
+            raise ValueError(f"format_version must be a whole number, not {version!r}")
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(
             f"{folder}: not a checkpoint, its {CONFIG_FILE} cannot be read ({error})"
         ) from error
+    if version > FORMAT_VERSION:
+        raise BadInput(
+            f"{folder}: made by a newer version of this program (its format is {version}, "
+            f"{FORMAT_VERSION} is the newest known here); update the program"
+        )
     return found, content
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
     """What ``save`` was given as metadata. Raises BadInput where there is no checkpoint."""
-    return _read_config(folder)[1].get("metadata", {})
+    metadata = _read_config(folder)[1].get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise BadInput(
+            f"{folder}: not a checkpoint, the metadata in its {CONFIG_FILE} is no object"
+        )
+    return metadata
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> BSRNN:
@@ -124,8 +152,34 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> BSRNN:
     """
     found, content = _read_config(folder)
     try:
-        model = BSRNN(BsrnnConfig.from_dict(content.get("model", {})))
-        model.load_state_dict(safetensors.torch.load_file(found / WEIGHTS_FILE))
+        weights = _read_weights(found / WEIGHTS_FILE, content.get("weights_sha256"))
+        config = BsrnnConfig.from_dict(content.get("model", {}))
+        for stem in config.stems:
+            # It becomes part of a file's name.
+            if not re.fullmatch(r"[^/\\\0]{1,100}", stem):
+                raise ValueError(f"{stem[:100]!r} cannot be the name of a stem")
+        # Without memory first: a configuration may ask for any amount.
+        with torch.device("meta"):
+            wanted = {name: value.shape for name, value in BSRNN(config).state_dict().items()}
+        if wanted != {name: value.shape for name, value in weights.items()}:
+            raise ValueError(f"{WEIGHTS_FILE} is of another model than {CONFIG_FILE}")
+        model = BSRNN(config)
+        model.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise BadInput(f"{folder}: the checkpoint cannot be loaded ({error})") from error
     return model.to(device).eval()
+
+
+def _read_weights(file: Path, sha256: object) -> dict[str, torch.Tensor]:
+    """Raises ValueError for weights that are not those that were saved, or not finite."""
+    content = file.read_bytes()
+    # Checkpoints from before there were sums have none.
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(
+            f"{file.name} has changed since it was written, it is damaged: copy it anew"
+        )
+    weights = safetensors.torch.load(content)
+    for name, values in weights.items():
+        if not values.is_floating_point() or not values.isfinite().all():
+            raise ValueError(f"{name} in {file.name} holds NaN or infinite values")
+    return weights

@@ -36,10 +36,13 @@ class StftConfig:
     """Samples between two frames (n_fft / 4 when not given)."""
 
     def __post_init__(self) -> None:
-        _require(self.sample_rate > 0, f"sample_rate must be positive, not {self.sample_rate}")
         _require(
-            self.n_fft >= 16 and self.n_fft % 2 == 0,
-            f"n_fft must be even and at least 16, not {self.n_fft}",
+            0 < self.sample_rate <= 1_000_000,
+            f"sample_rate must be positive and at most 1000000, not {self.sample_rate}",
+        )
+        _require(
+            16 <= self.n_fft <= 2**20 and self.n_fft % 2 == 0,
+            f"n_fft must be even, at least 16 and at most {2**20}, not {self.n_fft}",
         )
         _require(
             0 < self.hop <= self.n_fft // 2,
@@ -63,6 +66,17 @@ class StftConfig:
     def seconds_to_frames(self, seconds: float) -> int:
         """The number of frames nearest to ``seconds``, at least one."""
         return max(1, round(seconds * self.sample_rate / self.hop))
+
+
+LARGEST = {
+    "feature_dim": 2**14,
+    "hidden_dim": 2**14,
+    "mlp_dim": 2**16,
+    "num_blstm_layers": 1000,
+    "num_bands": 2**19,
+    "divisions": 10_000,
+}
+"""Beyond these a model is a slip of the keyboard, or meant to take all memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,16 +103,13 @@ class ModelConfig:
     """Use 3 x (widest band - this band's width + 1) as the hidden width of a band's mask MLP."""
 
     def __post_init__(self) -> None:
-        for name in ("feature_dim", "num_blstm_layers", "mlp_dim", "num_bands"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        _require(
-            self.hidden_dim is None or self.hidden_dim > 0,
-            f"hidden_dim must be positive, not {self.hidden_dim}",
-        )
-        _require(
-            self.divisions > 0 and self.divisions % 2 == 0,
-            f"divisions must be even and positive, not {self.divisions}",
-        )
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            _require(
+                value is None or 0 < value <= most,
+                f"{name} must be positive and at most {most}, not {value}",
+            )
+        _require(self.divisions % 2 == 0, f"divisions must be even, not {self.divisions}")
         _require(
             (self.band_schema == "custom") == bool(self.splits),
             "splits go with band_schema=custom, and custom needs them",
@@ -124,7 +135,10 @@ class BsrnnConfig:
     def __post_init__(self) -> None:
         _require(len(self.stems) > 0, "a model needs at least one stem")
         _require(len(set(self.stems)) == len(self.stems), f"stems are repeated: {self.stems}")
-        _require(self.crop_seconds > 0, f"crop_seconds must be positive, not {self.crop_seconds}")
+        _require(
+            0 < self.crop_seconds < math.inf,
+            f"crop_seconds must be positive, not {self.crop_seconds}",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As nested plain values, for JSON."""
@@ -136,14 +150,35 @@ class BsrnnConfig:
         try:
             model = dict(values["model"])
             model["splits"] = tuple((float(e), float(w)) for e, w in model.get("splits", ()))
+            _check_types(StftConfig, values["stft"])
+            _check_types(ModelConfig, model)
+            stems, crop_seconds = values["stems"], values["crop_seconds"]
+            if not isinstance(stems, (list, tuple)) or not all(isinstance(s, str) for s in stems):
+                raise TypeError(f"stems must be a list of names, not {stems!r}")
+            if not isinstance(crop_seconds, (int, float)):
+                raise TypeError(f"crop_seconds must be a number, not {crop_seconds!r}")
             return cls(
                 stft=StftConfig(**values["stft"]),
                 model=ModelConfig(**model),
-                stems=tuple(values["stems"]),
-                crop_seconds=values["crop_seconds"],
+                stems=tuple(stems),
+                crop_seconds=crop_seconds,
             )
-        except (KeyError, TypeError) as error:
+        except BadInput:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadInput(f"not a model configuration: {error}") from error
+
+
+def _check_types(config_class: type, values: dict[str, Any]) -> None:
+    """Raises TypeError for a value, as JSON has it, that is not of its field's type."""
+    kinds: dict[str, Any] = {
+        field.name: field.type
+        for field in dataclasses.fields(config_class)  # pyright: ignore[reportArgumentType]
+        if field.name != "splits"
+    }
+    for name, value in values.items():
+        if name in kinds and not isinstance(value, kinds[name]):
+            raise TypeError(f"{name} must not be {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

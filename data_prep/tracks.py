@@ -6,6 +6,7 @@ audio file per stem (MUSDB18-HQ, or anybody's own stems), and MUSDB18's ``.stem.
 
 import hashlib
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bsrnn_core.audio_files import AudioInfo, audio_info, read_audio, resample
+from bsrnn_core.config import STEMS
 from bsrnn_core.errors import BadInput
 from data_prep.config import SourceConfig
 from data_prep.storage import local_only
+from data_prep.track_folders import ENDINGS, STEM_MP4, audio_files_in, is_stem_mp4, songs_in
 
 Split = Literal["train", "valid", "test"]
 Lengths = Literal["refuse", "pad", "trim"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".w64", ".au", ".caf", ".opus")
-"""Endings of stem files; where a stem has several files, the first of these is read."""
-STEM_MP4 = ".stem.mp4"
 MIXTURE = "mixture"
+OTHER_MIXTURE_DB = -10.0
+"""A mixture that differs by more from the sum of the stems, relative to its own level, is reported:
+lossy coding alone makes up to -14 dB."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +77,14 @@ def find_tracks(source: SourceConfig) -> list[Track]:
     root = local_only(source.musdbhq_location, "musdbhq_location").expanduser().absolute()
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: give the folder of your songs")
-    found = {split: _tracks_in(root / split, split) for split in SPLITS}
+    found = {split: _tracks_in(root, split) for split in SPLITS}
     if not any(found.values()):
         raise BadInput(
             f"no tracks found in {root}: looked in train/, valid/ and test/ there for folders of "
             f"{'.wav, '.join(source.stem_names)}.wav (or {', '.join(ENDINGS[1:3])} ...) and for "
             f"*{STEM_MP4} files"
         )
+    _warn_of_songs_in_two_splits(found)
     train, valid = found["train"], found["valid"]
     if not valid:
         names = _validation_names([track.name for track in train], source)
@@ -97,7 +103,7 @@ def inspect_track(track: Track, stem_names: Sequence[str], lengths: Lengths) -> 
     Raises BadInput when a stem is missing or unreadable, when stems differ in rate or channels, or
     in length while ``lengths`` is "refuse".
     """
-    if track.path.endswith(STEM_MP4):
+    if is_stem_mp4(track.path):
         infos = _stem_mp4_infos(track.path, stem_names)
     else:
         infos = {str(p): audio_info(p) for p in stem_files(track, stem_names)}
@@ -134,8 +140,9 @@ def read_track(
     track: Track, stem_names: Sequence[str], *, sample_rate: int | None, lengths: Lengths
 ) -> TrackAudio:
     """A track's stems and mixture. The mixture is its own file (or ``.stem.mp4`` stream) when there
-    is one, else the stems' sum. Raises BadInput as ``read_references`` does."""
-    has_mixture = track.path.endswith(STEM_MP4) or MIXTURE in _folder_files(track)
+    is one, also when it is not the stems' sum, which is logged; else the stems' sum. Raises
+    BadInput as ``read_references`` does."""
+    has_mixture = is_stem_mp4(track.path) or MIXTURE in audio_files_in(Path(track.path))
     if not has_mixture:
         references, rate = read_references(
             track, stem_names, sample_rate=sample_rate, lengths=lengths
@@ -144,22 +151,39 @@ def read_track(
     everything, rate = read_references(
         track, (*stem_names, MIXTURE), sample_rate=sample_rate, lengths=lengths
     )
-    return TrackAudio(everything[-1], everything[:-1], rate, tuple(stem_names))
+    audio = TrackAudio(everything[-1], everything[:-1], rate, tuple(stem_names))
+    _report_other_mixture(track, audio)
+    return audio
+
+
+def _report_other_mixture(track: Track, audio: TrackAudio) -> None:
+    """Log a mixture that is not the sum of all of the track's stems; it is kept as it is."""
+    files = STEMS if is_stem_mp4(track.path) else audio_files_in(Path(track.path))
+    if set(files) - {MIXTURE} != {name.lower() for name in audio.stems}:
+        return
+    difference = (audio.mixture - audio.references.sum(0)).square().mean()
+    level_db = 10 * torch.log10(difference / audio.mixture.square().mean().clamp_min(1e-12))
+    if level_db > OTHER_MIXTURE_DB:
+        logger.warning(
+            "%s: the mixture is not the sum of the stems (they differ at %.1f dB of its level); it "
+            "is used as it is",
+            *(track.path, float(level_db)),
+        )
 
 
 def stem_files(track: Track, stem_names: Sequence[str]) -> list[Path]:
     """The files that a track's stems are read from. Raises BadInput for a missing stem."""
-    if track.path.endswith(STEM_MP4):
+    if is_stem_mp4(track.path):
         return [Path(track.path)]
-    files = _folder_files(track)
+    files = audio_files_in(Path(track.path))
     for name in stem_names:
-        if name not in files:
+        if name.lower() not in files:
             there = ", ".join(sorted(path.name for path in files.values())) or "no audio file"
             raise BadInput(
                 f"{track.path} has no file for the stem '{name}' ({name}.wav, {name}.flac ...), "
                 f"only {there}: add it, or name your own stems with --stem_names"
             )
-    return [files[name] for name in stem_names]
+    return [files[name.lower()] for name in stem_names]
 
 
 def fingerprint(track: Track, stem_names: Sequence[str]) -> dict[str, FileStamp]:
@@ -184,18 +208,19 @@ def looks_unchanged(track: Track, stem_names: Sequence[str], stored: dict[str, F
     }
 
 
-def _tracks_in(folder: Path, split: Split) -> list[Track]:
-    tracks: dict[str, Track] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith((".", "__")) or not (path.is_dir() or path.name.endswith(STEM_MP4)):
-            continue
-        name = path.name.removesuffix(STEM_MP4)
-        if name in tracks:
-            raise BadInput(
-                f"{folder} holds '{name}' both as a folder and as {STEM_MP4}: remove one"
+def _tracks_in(root: Path, split: Split) -> list[Track]:
+    songs = songs_in(root, split)
+    return [Track(name, split, str(songs[name])) for name in sorted(songs)]
+
+
+def _warn_of_songs_in_two_splits(found: dict[Split, list[Track]]) -> None:
+    tested = {track.name for track in found["test"]}
+    for track in (*found["train"], *found["valid"]):
+        if track.name in tested:
+            logger.warning(
+                "'%s' is in %s and in test: if it is one song, its score says nothing",
+                *(track.name, track.split),
             )
-        tracks[name] = Track(name, split, str(path))
-    return [tracks[name] for name in sorted(tracks)]
 
 
 def _validation_names(train: list[str], source: SourceConfig) -> set[str]:
@@ -222,18 +247,6 @@ def _musdb_setup() -> dict[str, Any]:
     return yaml.safe_load((Path(spec.origin).parent / "configs" / "mus.yaml").read_text())
 
 
-def _folder_files(track: Track) -> dict[str, Path]:
-    """The audio files of a track's folder by stem name."""
-    files: dict[str, Path] = {}
-    for path in Path(track.path).iterdir() if Path(track.path).is_dir() else ():
-        ending = path.suffix.lower()
-        if ending in ENDINGS:
-            other = files.get(path.stem)
-            if other is None or ENDINGS.index(ending) < ENDINGS.index(other.suffix.lower()):
-                files[path.stem] = path
-    return files
-
-
 def _common_length(lengths_of: dict[str, int], lengths: Lengths) -> int:
     shortest, longest = (f(lengths_of, key=lengths_of.__getitem__) for f in (min, max))
     if lengths == "refuse" and lengths_of[shortest] != lengths_of[longest]:
@@ -248,7 +261,7 @@ def _read_stems(
     track: Track, stem_names: Sequence[str]
 ) -> tuple[dict[str, Float[Tensor, "C N"]], int]:
     """Samples by file (for a ``.stem.mp4``: by file and stream), and their rate."""
-    if track.path.endswith(STEM_MP4):
+    if is_stem_mp4(track.path):
         return _read_stem_mp4(track.path, stem_names)
     files = stem_files(track, stem_names)
     return {str(p): read_audio(p) for p in files}, audio_info(files[0]).sample_rate

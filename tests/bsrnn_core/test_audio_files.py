@@ -1,5 +1,6 @@
 """Audio files: what is written is read back, from any place, and bad files are refused."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from bsrnn_core.audio_files import (
     AudioReader,
     AudioWriter,
     audio_info,
+    check_writable,
     read_audio,
     resample,
     write_audio,
@@ -148,6 +150,15 @@ def test_writer_refuses(tmp_path, song):
         write("song.mp3", sample_rate=96000)
     with pytest.raises(BadInput, match="9 channels"):
         write("song.flac", samples=torch.zeros(9, 100))
+    with pytest.raises(BadInput, match=r"6 channels.*use wav"):
+        write("song.mp3", samples=torch.zeros(6, 100))
+    # The ogg encoder itself would end the process.
+    with pytest.raises(BadInput, match="256 channels"):
+        write("song.ogg", samples=torch.zeros(256, 100))
+    with pytest.raises(BadInput, match="at 384000 Hz"):
+        write("song.ogg", sample_rate=384000)
+    with pytest.raises(BadInput, match=r"2000 channels.*use fewer"):
+        write("song.wav", samples=torch.zeros(2000, 100))
     with pytest.raises(BadInput, match="NaN"):
         write("song.wav", samples=torch.full((2, 10), math.nan))
     with pytest.raises(BadInput, match="no samples"):
@@ -156,6 +167,71 @@ def test_writer_refuses(tmp_path, song):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="cannot write"):
         write("file/song.wav")
+    with pytest.raises(BadInput, match="name too long"):
+        write(252 * "x" + ".wav")
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(BadInput, match="a folder has this name"):
+        write("folder.wav")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.wav"]
+    write(251 * "x" + ".wav")
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    check_writable(tmp_path / "a" / "song.ogg", 192_000, 8)
+    check_writable("song.mp3", 44100, 2)
+    for name, rate, channels, subtype in (
+        ("song.mp3", 44100, 6, None),
+        ("song.mp3", 96000, 2, None),
+        ("song.flac", 44100, 9, None),
+        ("song.ogg", 44100, 256, None),
+        ("song.flac", 44100, 2, "FLOAT"),
+        ("song.xyz", 44100, 2, None),
+        ("song.raw", 44100, 2, "PCM_16"),
+    ):
+        with pytest.raises(BadInput, match=rf"{tmp_path}/{name}: "):
+            check_writable(tmp_path / name, rate, channels, subtype=subtype)
+    hours = 3600 * 44100
+    check_writable("song.wav", 44100, 2, num_samples=6 * hours)
+    check_writable("song.wav", 44100, 2, subtype="FLOAT", num_samples=3 * hours)
+    with pytest.raises(BadInput, match="at most 4 GiB"):
+        check_writable("song.wav", 44100, 2, subtype="FLOAT", num_samples=4 * hours)
+    check_writable("song.flac", 44100, 2, num_samples=40 * hours)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wav_that_grows_too_long_is_not_written(tmp_path, monkeypatch, song):
+    monkeypatch.setattr("bsrnn_core.audio_formats.WAV_BYTES", 4 * song.shape[1])
+    with AudioWriter(tmp_path / "song.wav", SAMPLE_RATE, 2) as writer:
+        writer.write(song)
+    before = (tmp_path / "song.wav").read_bytes()
+    with (
+        pytest.raises(BadInput, match="at most 4 GiB"),
+        AudioWriter(tmp_path / "song.wav", SAMPLE_RATE, 2) as writer,
+    ):
+        writer.write(song)
+        writer.write(song[:, :1])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3"])
+def test_a_full_disk_leaves_no_part_of_a_file(small_disk, song, ending):
+    disk = small_disk(1)
+    for kilobytes in range(0, 120, 24):
+        with (disk / "filler").open("wb", buffering=0) as filler:
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(4096))
+            filler.truncate(filler.tell() - kilobytes * 1024)
+        path = disk / f"song.{ending}"
+        try:
+            write_audio(path, song[:, :20_000], SAMPLE_RATE)
+        except BadInput as error:
+            assert str(error) == f"{path}: not written, the disk is full, make room on it"
+            assert [file.name for file in disk.iterdir()] == ["filler"]
+        else:
+            assert kilobytes > 64
+            assert read_audio(path).shape == (2, 20_000)
+            path.unlink()
 
 
 def test_bad_files_are_refused_by_name(tmp_path, song):
@@ -182,7 +258,10 @@ def test_bad_files_are_refused_by_name(tmp_path, song):
     assert AudioReader(tmp_path / "bad.wav").read(4, 10).isfinite().all()
 
 
-@pytest.mark.parametrize(("ending", "message"), [("flac", "damaged"), ("mp3", "cut short")])
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [("wav", "cut short"), ("aiff", "cut short"), ("au", "cut short"), ("flac", "damaged")],
+)
 def test_cut_files_are_refused(tmp_path, song, ending, message):
     path = tmp_path / f"song.{ending}"
     write_audio(path, song, SAMPLE_RATE)
@@ -191,6 +270,43 @@ def test_cut_files_are_refused(tmp_path, song, ending, message):
         read_audio(path)
     with pytest.raises(BadInput, match=message), AudioReader(path) as reader:
         reader.read(0, reader.info.num_samples)
+
+
+def test_a_wav_from_a_pipe_does_not_count_as_cut(tmp_path, song):
+    path = tmp_path / "song.wav"
+    write_audio(path, song, SAMPLE_RATE, subtype="FLOAT")
+    content = path.read_bytes()
+    place = content.index(b"data") + 4
+    for unknown in (2**32 - 1, 2**31 - 1, 0x7FFFF000 + 36):
+        path.write_bytes(content[:place] + unknown.to_bytes(4, "little") + content[place + 4 :])
+        assert torch.equal(read_audio(path), song)
+
+
+def test_a_cut_ogg_is_read_as_far_as_it_goes(tmp_path, song):
+    path = tmp_path / "song.ogg"
+    write_audio(path, song, SAMPLE_RATE)
+    whole = read_audio(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with AudioReader(path) as reader:
+        count = reader.info.num_samples
+        assert 0 < count < whole.shape[1]
+        assert torch.equal(reader.read(0, count), whole[:, :count])
+
+
+@pytest.mark.parametrize("ending", ["mp3", "ogg", "opus"])
+@pytest.mark.parametrize("sample_rate", [8000, 44100, 48000])
+def test_lossy_formats_keep_every_length(tmp_path, ending, sample_rate):
+    if (ending, sample_rate) == ("opus", 44100):
+        pytest.skip("opus has 8, 12, 16, 24 and 48 kHz only")
+    path = tmp_path / f"song.{'ogg' if ending == 'opus' else ending}"
+    for length in (1, 2, 100, 575, 576, 577, 1151, 1152, 1153, 44099, 44100, 44101):
+        samples = 0.1 * torch.randn(1, length)
+        subtype = "OPUS" if ending == "opus" else None
+        write_audio(path, samples, sample_rate, subtype=subtype)
+        # libsndfile's own reading: the test of ffmpeg's is in test_ffmpeg_audio.py.
+        assert soundfile.info(path).frames == len(soundfile.read(path)[0]) == length
+        if ending != "mp3" or length in (100, 1153, 44101):
+            assert read_audio(path).shape == (1, length)
 
 
 @pytest.mark.parametrize("to_rate", [16000, 22050, 32000, 48000])
