@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("CHECKPOINT", "SONG"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        separate_one(*options.one, options.threads)
+        checkpoint, song = options.one
+        separate_one(checkpoint, song, options.threads)
         return
     rows: list[list[display.Cell]] = []
     with tempfile.TemporaryDirectory() as name:

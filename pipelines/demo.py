@@ -68,8 +68,9 @@ def run(config: DemoConfig) -> Path:
     (estimate, *_) = infer.run(
         infer.InferConfig(
             checkpoint_fp=str(folder / "best"),
-            input=str(track / "mixture.wav"),
+            input=(str(track / "mixture.wav"),),
             out=str(out / "separated"),
+            overwrite=True,
         )
     )
     print("4/4  drawing it")

@@ -7,16 +7,10 @@ import json
 import logging
 import sys
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
-import ray.data
-import torch
 from rich.progress import Progress
 
 from bsrnn_core.audio_files import AudioInfo
@@ -29,7 +23,7 @@ from data_prep.config import SourceConfig
 from data_prep.storage import Location, RemotePath, is_remote, location
 from data_prep.tracks import Track, find_tracks, inspect_track
 from pipelines import display, tracking
-from pipelines.launch import parallel_tasks, start_ray, use_gpu
+from pipelines.launch import start_ray
 from pipelines.remote_checkpoints import local_checkpoint
 from pipelines.run_storage import working_copy
 from pipelines.scoring import Evaluation, ScoringOptions, TrackScores, score_track
@@ -104,7 +98,11 @@ def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
     tracks, skipped = _usable_tracks(config)
     longest = max((info for _, info in tracks), key=lambda info: info.num_samples * info.channels)
     start_ray()
-    gpu, num_workers = _workers(config, len(tracks), longest)
+    # Stems, estimates and the oracle's spectrograms, in units of a stem's 4 bytes a sample.
+    song_bytes = (
+        4 * longest.num_samples * longest.channels * 8 * (len(config.source.stem_names) + 1)
+    )
+    gpu, num_workers = num_song_workers(config.num_workers, config.device, len(tracks), song_bytes)
     options = ScoringOptions(
         stem_names=config.source.stem_names,
         lengths=config.source.lengths,
@@ -114,18 +112,24 @@ def evaluate(config: EvaluateConfig, bars: Progress) -> Evaluation:
     )
     checkpoint = str(location(config.checkpoint_fp))
     names = [track for track, _ in tracks]
+
+    def score(model: BSRNN, track: dict[str, Any]) -> dict[str, Any]:
+        return asdict(score_track(model, Track(**track), options))
+
     results: list[TrackScores] = []
     title = f"scoring {config.subset}"
-    with _quiet_ray_data(), display.bar_among(bars, title, len(names)) as bar:
+    rows = [asdict(track) for track in names]
+    outcomes = map_songs(rows, score, checkpoint, gpu=gpu, num_workers=num_workers)
+    with display.bar_among(bars, title, len(names)) as bar:
         started, song_seconds = time.perf_counter(), 0.0
-        for name, outcome in _score_on_ray(names, checkpoint, options, gpu, num_workers):
-            if isinstance(outcome, str):
-                if not config.source.skip_bad_tracks:
-                    raise BadInput(outcome)
-                skipped[name] = outcome
+        for place, outcome in outcomes:
+            if isinstance(outcome, Exception):
+                if not (config.source.skip_bad_tracks and isinstance(outcome, BadInput)):
+                    raise outcome
+                skipped[names[place].name] = str(outcome)
             else:
-                results.append(outcome)
-                song_seconds += outcome.seconds
+                results.append(TrackScores(**outcome))
+                song_seconds += results[-1].seconds
             speed = display.times_real_time(song_seconds, time.perf_counter() - started)
             bars.update(bar, advance=1, rate=speed)
     if not results:
@@ -187,79 +191,6 @@ def _usable_tracks(
 
 def _first(skipped: dict[str, str]) -> str:
     return next(iter(skipped.values()))
-
-
-def _workers(config: EvaluateConfig, num_tracks: int, longest: AudioInfo) -> tuple[bool, int]:
-    """Whether each worker gets a GPU, and how many workers there are. Raises BadInput when more are
-    asked for than the cluster can hold, or a GPU where there is none."""
-    gpu = use_gpu(config.device)
-    limit = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
-    if config.num_workers is not None:
-        if config.num_workers > limit:
-            raise BadInput(
-                f"num_workers = {config.num_workers}, but the cluster has {limit} "
-                f"{'GPUs' if gpu else 'CPUs'}: lower it"
-            )
-        return gpu, min(config.num_workers, num_tracks)
-    # Stems, estimates and the oracle's spectrograms, in units of a stem's 4 bytes a sample.
-    stems = len(config.source.stem_names) + 1
-    song_bytes = 4 * longest.num_samples * longest.channels * 8 * stems
-    limit = limit if gpu else parallel_tasks(song_bytes)
-    return gpu, max(1, min(limit, num_tracks))
-
-
-_loaded: dict[str, BSRNN] = {}
-"""In a worker process: the model of the evaluation that it works for."""
-
-
-def _model_of(evaluation: str, checkpoint: str, device: str) -> BSRNN:
-    """A checkpoint's model, loaded once per worker process and ``evaluation``."""
-    if evaluation not in _loaded:
-        _loaded.clear()
-        torch.set_num_threads(1)  # a song per core is faster than a core more per song
-        _loaded[evaluation] = load(local_checkpoint(checkpoint), device)
-    return _loaded[evaluation]
-
-
-def _score_on_ray(
-    tracks: list[Track], checkpoint: str, options: ScoringOptions, gpu: bool, num_workers: int
-) -> Iterator[tuple[str, TrackScores | str]]:
-    """Songs' names with their scores, or with what is wrong with them, as they get done."""
-    # Workers outlive this call, and the checkpoint may be another one the next time.
-    evaluation = uuid.uuid4().hex
-
-    def score(row: dict[str, Any]) -> dict[str, str]:
-        """A track to its scores, or to the sentence that says why there are none, both as text."""
-        track = Track(**row)
-        model = _model_of(evaluation, checkpoint, "cuda" if gpu else "cpu")
-        try:
-            scores = json.dumps(asdict(score_track(model, track, options)))
-        except BadInput as error:
-            return {"track": track.name, "scores": "", "problem": str(error)}
-        return {"track": track.name, "scores": scores, "problem": ""}
-
-    rows = ray.data.from_items([asdict(track) for track in tracks], override_num_blocks=len(tracks))
-    strategy = ray.data.TaskPoolStrategy(size=num_workers)
-    scored = rows.map(score, compute=strategy, num_cpus=1, num_gpus=1 if gpu else 0)
-    for row in scored.iter_rows():
-        if row["problem"]:
-            yield row["track"], row["problem"]
-        else:
-            yield row["track"], TrackScores(**json.loads(row["scores"]))
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Ray Data's own progress bars and reports would stand between ours."""
-    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data._internal")
-    bars, level = context.enable_progress_bars, log.level
-    context.enable_progress_bars = False
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = bars
-        log.setLevel(level)
 
 
 def show(evaluation: Evaluation) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bsrnn_core.audio_files import SONG_ENDINGS
 from bsrnn_core.config import SeparationConfig
 from bsrnn_core.errors import BadInput
 from data_prep.storage import local_only
@@ -17,8 +18,7 @@ INSTRUMENTAL = "instrumental"
 """What is left of the mixture when the vocals are taken away."""
 VOCALS = "vocals"
 
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
-"""The files of a folder that are taken for songs."""
+_LOOKED_FOR = ", ".join(SONG_ENDINGS)
 
 Subtype = Literal["FLOAT", "PCM_24", "PCM_16"]
 
@@ -137,7 +137,7 @@ def _songs_of(path: Path) -> list[Path]:
     if path.is_dir():
         songs = _audio_files(path.iterdir())
         if not songs:
-            raise BadInput(f"{path}: no songs in this folder; looked for {', '.join(ENDINGS)}")
+            raise BadInput(f"{path}: no songs in this folder; looked for {_LOOKED_FOR}")
         return songs
     if path.exists() or not glob.has_magic(str(path)):
         if not path.exists():
@@ -145,7 +145,9 @@ def _songs_of(path: Path) -> list[Path]:
         return [path]
     songs = _audio_files(map(Path, glob.glob(str(path), recursive=True)))
     if not songs:
-        raise BadInput(f"{path}: no song has a name like this; looked for {', '.join(ENDINGS)}")
+        raise BadInput(
+            f"{path}: no song has a name like this; looked for {', '.join(SONG_ENDINGS)}"
+        )
     return songs
 
 
@@ -154,7 +156,7 @@ def _audio_files(paths: Iterable[Path]) -> list[Path]:
     return sorted(
         path
         for path in paths
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SONG_ENDINGS and not path.name.startswith(".") and path.is_file()
     )
 
 

@@ -17,8 +17,8 @@ from bsrnn_core.model import BSRNN
 from bsrnn_core.separation import separate_blocks
 from pipelines.infer_plan import INSTRUMENTAL, RESIDUAL, VOCALS, InferConfig, SongJob
 
-Progress = Callable[[int], None]
-"""Told how many samples of the song are done."""
+ShowProgress = Callable[[int, AudioInfo], None]
+"""Told how many samples are done, and of what."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class SongReport:
 
 
 def separate_song(
-    model: BSRNN, job: SongJob, config: InferConfig, progress: Progress = lambda _: None
+    model: BSRNN, job: SongJob, config: InferConfig, show: ShowProgress | None = None
 ) -> SongReport:
     """Write each output of a song to its file.
 
@@ -48,7 +48,9 @@ def separate_song(
     try:
         with AudioReader(job.song) as reader:
             info = reader.info
-            blocks = _told(_outputs(model, reader, tuple(job.files), config), progress)
+            blocks = _outputs(model, reader, tuple(job.files), config)
+            if show is not None:
+                blocks = _shown(blocks, info, show)
             if config.clip == "rescale" and config.ends_at_full_scale:
                 exceeding, gain = _write_rescaled(blocks, job, info, config)
             else:
@@ -95,12 +97,12 @@ def _outputs(
     assert done == info.num_samples, (done, info)
 
 
-def _told(blocks: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
+def _shown(blocks: Iterator[Tensor], info: AudioInfo, show: ShowProgress) -> Iterator[Tensor]:
     done = 0
     for block in blocks:
         yield block
         done += block.shape[-1]
-        progress(done)
+        show(done, info)
 
 
 def _write(blocks: Iterator[Tensor], job: SongJob, info: AudioInfo, config: InferConfig) -> int:

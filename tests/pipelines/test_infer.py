@@ -1,17 +1,21 @@
 """Separated songs: as long, as fast and as wide as the input; all stems of a song or none."""
 
+import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
-from bsrnn_core import BSRNN, BadInput, BsrnnConfig, ModelConfig, StftConfig
+from bsrnn_core import BSRNN, BadInput, BsrnnConfig, ModelConfig, StftConfig, load, separate
 from bsrnn_core.audio_files import audio_info, read_audio, write_audio
 from bsrnn_core.checkpoint import save
-from pipelines import infer
+from pipelines import infer, infer_song
 from pipelines.cli import main
 from pipelines.infer import InferConfig
 
@@ -74,7 +78,7 @@ def test_masks_of_one_give_the_song_itself(
     song = tmp_path / name
     write_audio(song, tone(channels, num_samples, sample_rate), sample_rate)
     out = tmp_path / "out"
-    files = infer.run(InferConfig(checkpoint_fp=checkpoint, input=str(song), out=str(out)))
+    files = infer.run(InferConfig(checkpoint_fp=checkpoint, input=(str(song),), out=str(out)))
     assert files == [out / f"{song.stem}-drums.wav", out / f"{song.stem}-bass.wav"]
     heard = read_audio(song)
     for file in files:
@@ -86,9 +90,192 @@ def test_a_random_model_gives_each_stem_its_own_file(checkpoint: str, tmp_path: 
     song = tmp_path / "song.wav"
     write_audio(song, tone(2, 30000, 44100), 44100)
     drums, bass = infer.run(
-        InferConfig(checkpoint_fp=checkpoint, input=str(song), out=str(tmp_path / "out"))
+        InferConfig(checkpoint_fp=checkpoint, input=(str(song),), out=str(tmp_path / "out"))
     )
     assert not torch.equal(read_audio(drums), read_audio(bass))
+    expected = separate(load(checkpoint), song)
+    assert torch.equal(read_audio(drums), expected["drums"])
+    assert torch.equal(read_audio(bass), expected["bass"])
+
+
+def test_the_parts_sum_to_the_song(checkpoint: str, tmp_path: Path) -> None:
+    song = tmp_path / "song.wav"
+    write_audio(song, tone(2, 30000, 44100), 44100, subtype="FLOAT")
+    config = InferConfig(
+        checkpoint_fp=checkpoint, input=(str(song),), out=str(tmp_path / "all"), residual=True
+    )
+    files = infer.run(config)
+    assert [file.stem for file in files] == ["song-drums", "song-bass", "song-residual"]
+    total = torch.stack([read_audio(file) for file in files]).sum(0)
+    torch.testing.assert_close(total, read_audio(song), atol=1e-6, rtol=0)
+    one = replace(config, out=str(tmp_path / "one"), stems=("bass",))
+    bass, rest = infer.run(one)
+    assert torch.equal(read_audio(bass), read_audio(files[1]))
+    torch.testing.assert_close(
+        read_audio(bass) + read_audio(rest), read_audio(song), atol=1e-6, rtol=0
+    )
+
+
+def test_the_instrumental_is_the_song_without_its_vocals(tmp_path: Path) -> None:
+    folder, song = tmp_path / "best", tmp_path / "song.wav"
+    save(folder, BSRNN(replace(CONFIG, stems=("vocals", "drums"))), {})
+    write_audio(song, tone(2, 30000, 44100), 44100, subtype="FLOAT")
+    drums, instrumental = infer.run(
+        InferConfig(
+            checkpoint_fp=str(folder), input=(str(song),), out=str(tmp_path / "out"),
+            stems=("drums",), instrumental=True,
+        )
+    )  # fmt: skip
+    vocals = separate(load(folder), song)["vocals"]
+    assert drums.stem == "song-drums"
+    assert instrumental.stem == "song-instrumental"
+    torch.testing.assert_close(
+        read_audio(instrumental), read_audio(song) - vocals, atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.usefixtures("all_pass")
+@pytest.mark.parametrize(
+    ("format", "subtype", "written"),
+    [
+        *(("wav", None, "FLOAT"), ("wav", "PCM_24", "PCM_24"), ("wav", "PCM_16", "PCM_16")),
+        *(("flac", None, "PCM_24"), ("flac", "PCM_16", "PCM_16")),
+        *(("ogg", None, "VORBIS"), ("mp3", None, "MPEG_LAYER_III")),
+    ],
+)
+def test_every_format_keeps_rate_channels_and_length(
+    checkpoint: str, tmp_path: Path, format: Any, subtype: Any, written: str
+) -> None:
+    song = tmp_path / "song.wav"
+    write_audio(song, tone(2, 30011, 44100), 44100)
+    (drums, _) = infer.run(
+        InferConfig(
+            checkpoint_fp=checkpoint, input=(str(song),), out=str(tmp_path / "out"),
+            format=format, subtype=subtype,
+        )
+    )  # fmt: skip
+    assert drums.suffix == f".{format}"
+    assert audio_info(drums) == audio_info(song)
+    assert soundfile.info(drums).subtype == written
+
+
+@pytest.mark.usefixtures("all_pass")
+def test_rescaling_keeps_the_parts_in_proportion(checkpoint: str, tmp_path: Path) -> None:
+    loud = 0.5 * tone(1, 4000, 44100)
+    loud[:, 1000:1007] = 2.0
+    write_audio(tmp_path / "loud.wav", loud, 44100, subtype="FLOAT")
+    config = InferConfig(
+        checkpoint_fp=checkpoint, input=(str(tmp_path / "loud.wav"),), out=str(tmp_path / "out"),
+        subtype="PCM_24", clip="rescale",
+    )  # fmt: skip
+    for file in infer.run(config):
+        torch.testing.assert_close(read_audio(file), loud / 2, atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("all_pass")
+def test_files_are_kept_replaced_or_left_out_as_asked(checkpoint: str, tmp_path: Path) -> None:
+    songs, out = tmp_path / "songs", tmp_path / "out"
+    for name in ("a.wav", "b.wav"):
+        write_audio(songs / name, tone(1, 3000, 44100), 44100)
+    config = InferConfig(checkpoint_fp=checkpoint, input=(str(songs),), out=str(out), num_workers=1)
+    infer.run(config)
+    kept, gone, spoilt = out / "a-drums.wav", out / "b-bass.wav", out / "b-drums.wav"
+    gone.unlink()
+    for file in (kept, spoilt):
+        write_audio(file, torch.zeros(1, 5), 44100)
+    with pytest.raises(BadInput, match=r"a-drums\.wav: is there already; --overwrite"):
+        infer.run(config)
+    assert not gone.exists()
+    # A song is done when all its files are there.
+    assert len(infer.run(replace(config, resume=True))) == 2
+    assert gone.exists()
+    assert audio_info(spoilt).num_samples == 3000
+    assert audio_info(kept).num_samples == 5
+    assert len(infer.run(replace(config, overwrite=True))) == 4
+    assert audio_info(kept).num_samples == 3000
+
+
+@pytest.mark.usefixtures("all_pass")
+def test_a_song_that_fails_keeps_no_other_from_being_separated(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs, out = tmp_path / "songs", tmp_path / "out"
+    write_audio(songs / "good.wav", tone(1, 3000, 44100), 44100)
+    _text_file(songs)
+    config = InferConfig(checkpoint_fp=checkpoint, input=(str(songs),), out=str(out), num_workers=1)
+    with pytest.raises(BadInput, match=r"1 of 2 songs .*song\.wav: not readable as audio"):
+        infer.run(config)
+    assert sorted(file.name for file in out.iterdir()) == ["good-bass.wav", "good-drums.wav"]
+    assert "left out: " in capsys.readouterr().out
+
+
+def test_songs_are_mapped_over_ray(
+    checkpoint: str, tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What fails in a worker is listed; the others have the samples of a song separated here."""
+    songs, out = tmp_path / "songs", tmp_path / "out"
+    for name in ("a.wav", "b.wav"):
+        write_audio(songs / name, tone(2, 30000, 44100), 44100)
+    broken = torch.zeros(1, 3000)
+    broken[0, 1500] = math.nan
+    soundfile.write(songs / "c.wav", broken.T.numpy(), 44100, subtype="FLOAT")
+    words = ["infer", "--checkpoint_fp", checkpoint, "--input", str(songs), "--out", str(out)]
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert "1 of 3 songs" in printed.err
+    assert "c.wav: holds NaN" in printed.out
+    assert len(list(out.iterdir())) == 4
+    expected = separate(load(checkpoint), songs / "a.wav")
+    for name in ("a", "b"):
+        for stem in CONFIG.stems:
+            torch.testing.assert_close(
+                read_audio(out / f"{name}-{stem}.wav"), expected[stem], atol=1e-6, rtol=0
+            )
+
+
+def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    song, out = tmp_path / "six.wav", tmp_path / "out"
+    write_audio(song, tone(6, 3000, 44100), 44100)
+    config = InferConfig(checkpoint_fp=checkpoint, input=(str(song),), out=str(out), format="mp3")
+    with pytest.raises(BadInput, match="cannot hold 6 channels"):
+        infer.run(config)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"input": ()}, "no song"),
+        ({"num_workers": 0}, "num_workers"),
+        ({"overwrite": True, "resume": True}, "contradict"),
+        ({"format": "mp3", "subtype": "PCM_16"}, "does not go with"),
+        ({"format": "flac", "subtype": "FLOAT"}, "does not go with"),
+        ({"name_template": "{stem"}, "name_template"),
+        ({"name_template": "{artist}-{stem}"}, "stand in braces"),
+        ({"name_template": "{stem.__class__}"}, "stand in braces"),
+        ({"name_template": "../{stem}"}, "below --out"),
+        ({"name_template": "/tmp/{stem}"}, "below --out"),
+        ({"name_template": ""}, "below --out"),
+    ],
+)
+def test_illegal_options_are_refused(wrong: dict[str, Any], words: str) -> None:
+    options = {"checkpoint_fp": "c", "input": ("i",), "out": "o"} | wrong
+    with pytest.raises(BadInput, match=words):
+        InferConfig(**options)
+
+
+def test_outputs_that_the_model_does_not_give_are_refused(checkpoint: str, tmp_path: Path) -> None:
+    config = InferConfig(
+        checkpoint_fp=checkpoint, input=(str(_silent_file(tmp_path)),), out=str(tmp_path / "out")
+    )
+    with pytest.raises(BadInput, match="but not piano: choose"):
+        infer.run(replace(config, stems=("piano",)))
+    with pytest.raises(BadInput, match="instrumental needs the vocals"):
+        infer.run(replace(config, instrumental=True))
+    with pytest.raises(BadInput, match=r"let it hold \{stem\}"):
+        infer.run(replace(config, name_template="{song}"))
 
 
 @pytest.mark.usefixtures("all_pass")
@@ -101,7 +288,7 @@ def test_integer_formats_count_what_they_clip(
     infer.run(
         InferConfig(
             checkpoint_fp=checkpoint,
-            input=str(tmp_path / "loud.wav"),
+            input=(str(tmp_path / "loud.wav"),),
             out=str(tmp_path / "out"),
             subtype="PCM_16",
         )
@@ -117,7 +304,9 @@ def test_a_folder_gives_the_stems_of_its_songs(checkpoint: str, tmp_path: Path) 
     write_audio(songs / "a.wav", tone(1, 5000, 8000), 8000)
     (songs / "cover.jpg").write_text("no song")
     files = infer.run(
-        InferConfig(checkpoint_fp=checkpoint, input=str(songs), out=str(tmp_path / "out"))
+        InferConfig(
+            checkpoint_fp=checkpoint, input=(str(songs),), out=str(tmp_path / "out"), num_workers=1
+        )
     )
     assert [file.name for file in files] == [
         "a-drums.wav", "a-bass.wav", "b-drums.wav", "b-bass.wav",
@@ -130,16 +319,16 @@ def test_an_error_half_way_leaves_no_stem(
 ) -> None:
     song, out = tmp_path / "song.wav", tmp_path / "out"
     write_audio(song, tone(2, 100000, 44100), 44100)
-    whole: Callable[..., object] = infer.separate_blocks
+    whole: Callable[..., object] = infer_song.separate_blocks
 
     def breaks(*args: object, **options: object) -> object:
         blocks = iter(whole(*args, **options))  # type: ignore[call-overload]
         yield next(blocks)
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(infer, "separate_blocks", breaks)
+    monkeypatch.setattr(infer_song, "separate_blocks", breaks)
     with pytest.raises(RuntimeError, match="power cut"):
-        infer.run(InferConfig(checkpoint_fp=checkpoint, input=str(song), out=str(out)))
+        infer.run(InferConfig(checkpoint_fp=checkpoint, input=(str(song),), out=str(out)))
     assert list(out.iterdir()) == []
 
 
@@ -151,7 +340,7 @@ def _silent_file(folder: Path) -> Path:
 def test_an_output_never_replaces_its_input(checkpoint: str, tmp_path: Path) -> None:
     write_audio(tmp_path / "song.wav", tone(1, 100, 44100), 44100)
     other = _silent_file(tmp_path)
-    config = InferConfig(checkpoint_fp=checkpoint, input=str(tmp_path), out=str(tmp_path))
+    config = InferConfig(checkpoint_fp=checkpoint, input=(str(tmp_path),), out=str(tmp_path))
     with pytest.raises(BadInput, match=r"song-drums\.wav.*--out"):
         infer.run(config)
     assert read_audio(other).abs().max() == 0
@@ -160,7 +349,9 @@ def test_an_output_never_replaces_its_input(checkpoint: str, tmp_path: Path) -> 
 def test_songs_of_one_name_are_refused(checkpoint: str, tmp_path: Path) -> None:
     for name in ("song.wav", "song.flac"):
         write_audio(tmp_path / name, tone(1, 100, 44100), 44100)
-    config = InferConfig(checkpoint_fp=checkpoint, input=str(tmp_path), out=str(tmp_path / "out"))
+    config = InferConfig(
+        checkpoint_fp=checkpoint, input=(str(tmp_path),), out=str(tmp_path / "out")
+    )
     with pytest.raises(BadInput, match="would replace"):
         infer.run(config)
 
@@ -201,9 +392,9 @@ def test_a_missing_checkpoint_and_a_file_for_a_folder_are_refused(
 ) -> None:
     song = _silent_file(tmp_path)
     with pytest.raises(BadInput, match="no such checkpoint"):
-        infer.run(InferConfig(checkpoint_fp=str(tmp_path / "x"), input=str(song), out="out"))
+        infer.run(InferConfig(checkpoint_fp=str(tmp_path / "x"), input=(str(song),), out="out"))
     with pytest.raises(BadInput, match="is a file"):
-        infer.run(InferConfig(checkpoint_fp=checkpoint, input=str(song), out=str(song)))
+        infer.run(InferConfig(checkpoint_fp=checkpoint, input=(str(song),), out=str(song)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -212,7 +403,7 @@ def test_a_gpu_that_is_not_there_is_refused(checkpoint: str, tmp_path: Path) -> 
         infer.run(
             InferConfig(
                 checkpoint_fp=checkpoint,
-                input=str(_silent_file(tmp_path)),
+                input=(str(_silent_file(tmp_path)),),
                 out=str(tmp_path / "out"),
                 device="cuda",
             )
