@@ -127,11 +127,16 @@ def _norms_of_any_length() -> Iterator[None]:
         floored = g.op("Add", variance, g.op("Constant", value_t=torch.tensor(eps)))
         return g.op("Div", deviation, g.op("Sqrt", floored))
 
-    torch.onnx.register_custom_op_symbolic("aten::layer_norm", layer_norm, OPSET)
+    # PyTorch documents both, but leaves them out of torch.onnx.__all__.
+    torch.onnx.register_custom_op_symbolic(  # pyright: ignore[reportPrivateImportUsage]
+        "aten::layer_norm", layer_norm, OPSET
+    )
     try:
         yield
     finally:
-        torch.onnx.unregister_custom_op_symbolic("aten::layer_norm", OPSET)
+        torch.onnx.unregister_custom_op_symbolic(  # pyright: ignore[reportPrivateImportUsage]
+            "aten::layer_norm", OPSET
+        )
 
 
 class OnnxNetwork:

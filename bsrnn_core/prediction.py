@@ -54,10 +54,11 @@ class Predictor:
             return self._stems_of_samples(data, options)
         if isinstance(data, str | os.PathLike):
             return self._stems_of_file(data, options)
-        if hasattr(data, "columns"):
-            if "path" not in data.columns:
-                columns = ", ".join(map(str, data.columns))
-                raise BadInput(f"the table has no column path, but {columns}: put the songs there")
+        columns = getattr(data, "columns", None)
+        if columns is not None:
+            if "path" not in columns:
+                known = ", ".join(map(str, columns))
+                raise BadInput(f"the table has no column path, but {known}: put the songs there")
             data = list(data["path"])
         if not isinstance(data, list | tuple):
             raise BadInput(
