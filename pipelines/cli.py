@@ -80,6 +80,16 @@ COMMANDS: dict[str, Command] = {
         run="pipelines.infer:run",
         help="separate a song into its stems",
     ),
+    "export": Command(
+        config="pipelines.export:ExportConfig",
+        run="pipelines.export:run",
+        help="write the network to an ONNX file",
+    ),
+    "register": Command(
+        config="pipelines.register:RegisterConfig",
+        run="pipelines.register:run",
+        help="put a model into MLflow's model registry",
+    ),
     "demo": Command(
         config="pipelines.demo:DemoConfig",
         run="pipelines.demo:run",

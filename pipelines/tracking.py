@@ -1,4 +1,4 @@
-"""Where runs are recorded: the only file that knows MLflow.
+"""Where runs are recorded; beside it tracking_models.py alone knows MLflow.
 
 Nothing here has hidden state: every function takes the tracking URI, and the run's id where there
 is a run. What belongs to the start of a run (`prepare_store`, `create_run`) refuses a store that
@@ -36,6 +36,7 @@ __all__ = [
     "RunStatus",
     "Tracker",
     "check_reachable",
+    "connect",
     "create_run",
     "current_uri",
     "find_runs",
@@ -76,7 +77,8 @@ def _load_mlflow() -> "type[MlflowClient]":
     return MlflowClient
 
 
-def _client(uri: str) -> "MlflowClient":
+def connect(uri: str) -> "MlflowClient":
+    """MLflow's own client of a store."""
     return _load_mlflow()(tracking_uri=uri)
 
 
@@ -91,7 +93,7 @@ def prepare_store(uri: str) -> None:
         raise BadInput(problem)
     try:
         with folder_lock(database_file(uri)):
-            _client(uri).search_experiments(max_results=1)
+            connect(uri).search_experiments(max_results=1)
     except Exception as error:
         raise BadInput(
             f"the MLflow store at {shown(uri)} cannot be used ({first_line(error)}): "
@@ -121,7 +123,7 @@ def create_run(
     run_tags = {mlflow_key(key): str(value)[:MAX_TAG_LENGTH] for key, value in tags.items()}
     if parent_run_id is not None:
         run_tags["mlflow.parentRunId"] = parent_run_id
-    client = _client(uri)
+    client = connect(uri)
     try:
         experiment_id = _experiment(client, uri, experiment)
         run = client.create_run(experiment_id, tags=run_tags, run_name=name)
@@ -236,7 +238,7 @@ def _client_to_read(uri: str) -> "MlflowClient":
             "MLFLOW_TRACKING_URI"
         )
     prepare_store(uri)
-    return _client(uri)
+    return connect(uri)
 
 
 def _called(uri: str) -> str:
@@ -334,7 +336,7 @@ class _Run:
             problem = self.problem()
             if problem is not None:
                 raise OSError(problem)  # a sqlite file that is away would be made anew, empty
-        self._client = self._client or _client(self._uri)
+        self._client = self._client or connect(self._uri)
         try:
             return action(self._client)
         except MlflowException as error:

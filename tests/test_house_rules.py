@@ -27,7 +27,11 @@ OUT_OF_BOUNDS = {
 """Libraries that a package does without."""
 
 ONLY_IN = {
-    "mlflow": ("pipelines/tracking.py", "pipelines/mlflow_gate.py"),
+    "mlflow": (
+        "pipelines/tracking.py",
+        "pipelines/tracking_models.py",
+        "pipelines/mlflow_gate.py",
+    ),
     "matplotlib": (
         "pipelines/plots.py",
         "pipelines/comparison_plots.py",
