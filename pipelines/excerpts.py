@@ -145,7 +145,10 @@ def choose_songs(evaluation: Evaluation, names: Sequence[str]) -> dict[str, str]
             )
     if names:
         return dict.fromkeys(names, "")
-    means = {song: torch.tensor(list(by_stem.values())) for song, by_stem in scored.items()}
+    means = {
+        song: torch.tensor(list(by_stem.values()), dtype=torch.float64)
+        for song, by_stem in scored.items()
+    }
     order = [song for song, values in means.items() if not values.isnan().all()]
     order = sorted(order, key=lambda song: means[song].nanmean().item()) or list(scored)[:1]
     reasons: dict[str, str] = {}

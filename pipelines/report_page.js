@@ -64,7 +64,8 @@ function drawWave(canvas, peaks) {
 // Lines of scores by seconds: of `stem`, for the time `from` .. `from + seconds`.
 function drawScores(canvas, stem, from, seconds, shaded) {
   const { context, width, height } = canvasOf(canvas);
-  const all = stem.estimates.flatMap((estimate) => estimate.seconds).filter((v) => v != null);
+  const shown = stem.estimates.flatMap((each) => each.seconds.slice(from, from + seconds));
+  const all = shown.filter((value) => value != null);
   const low = Math.floor(Math.max(FLOOR_DB, Math.min(0, ...all)));
   const high = Math.ceil(Math.max(low + 4, ...all));
   const y = (value) => 6 + ((high - Math.max(low, value)) / (high - low)) * (height - 12);
@@ -151,9 +152,10 @@ class Player {
     this.meter = make("meter", { min: -60, max: 0, value: -60 });
     this.meter.setAttribute("aria-label", "level in dB");
     const worst = button("Worst second", () => this.goToWorst());
-    const controls = make("div", { className: "controls" }, this.playButton, this.clockText);
+    const controls = make("div", { className: "controls" }, this.playButton, this.clockText,
+      this.meter);
     if (this.stemButtons.length > 1) controls.append(group("Stem", this.stemButtons));
-    controls.append(this.choiceGroup, worst, this.meter);
+    controls.append(this.choiceGroup, worst);
     return controls;
   }
 
