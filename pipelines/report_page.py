@@ -98,7 +98,7 @@ def _origin(scored: Sequence[Scored], source: SourceConfig) -> str:
         "uSDR": "the signal-to-distortion ratio of a whole song; over songs, their mean",
         "cSDR": "the median of a song's seconds; over songs, the median of those",
         "mixture": "the floor: the song itself taken as every estimate",
-        "oracle": "the ceiling of masking: the ideal ratio mask",
+        "oracle": "the ideal ratio mask, which knows the stems",
     }
     for each in scored:
         model = each.model

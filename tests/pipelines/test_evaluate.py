@@ -69,7 +69,7 @@ def test_known_estimates_get_known_scores(
     stems = write_song(tmp_path / "song", seed=1)
     rates: list[int] = []
 
-    def scaled(model: BSRNN, mixture: Tensor, rate: int, **_: object) -> dict[str, Tensor]:
+    def scaled(model: BSRNN, mixture: Tensor, rate: int, *_: object) -> dict[str, Tensor]:
         rates.append(rate)
         torch.testing.assert_close(mixture, sum(stems.values()), atol=1e-6, rtol=0)
         return {"drums": factor * stems["drums"]}
