@@ -68,7 +68,7 @@ function drawScores(canvas, stem, from, seconds, shaded) {
   const all = shown.filter((value) => value != null);
   const low = Math.floor(Math.max(FLOOR_DB, Math.min(0, ...all)));
   const high = Math.ceil(Math.max(low + 4, ...all));
-  const y = (value) => 6 + ((high - Math.max(low, value)) / (high - low)) * (height - 12);
+  const y = (value) => 13 + ((high - Math.max(low, value)) / (high - low)) * (height - 16);
   const x = (second) => ((second - from) / seconds) * width;
   if (shaded) {
     context.fillStyle = colour("--shade");
@@ -88,6 +88,7 @@ function drawScores(canvas, stem, from, seconds, shaded) {
     context.beginPath();
     let gap = true;
     estimate.seconds.forEach((value, second) => {
+      if (second < from || second >= from + seconds) return;
       if (value != null) {
         gap ? context.moveTo(x(second), y(value)) : context.lineTo(x(second), y(value));
         context.lineTo(x(second + 1), y(value));
@@ -192,8 +193,8 @@ class Player {
     const { first, seconds } = this.song;
     const line = make("div", { className: "time-line", tabIndex: 0 });
     const step = [1, 2, 5, 10, 20, 60].find((each) => seconds / each <= 12) || 120;
-    for (let t = 0; t <= seconds; t += step) {
-      line.append(make("span", { style: `left: ${(100 * t) / seconds}%` }, `${first + t}`));
+    for (let t = Math.ceil(first / step) * step; t <= first + seconds; t += step) {
+      line.append(make("span", { style: `left: ${(100 * (t - first)) / seconds}%` }, `${t}`));
     }
     line.setAttribute("role", "slider");
     line.setAttribute("aria-label", `place in ${this.song.name}, in seconds`);

@@ -88,9 +88,9 @@ def _inside_script(data: Mapping[str, Any]) -> str:
 def _origin(scored: Sequence[Scored], source: SourceConfig) -> str:
     """Which numbers these are."""
     evaluation = scored[0].evaluation
-    folder = Path(str(source.musdbhq_location)).expanduser().absolute()
+    folder = str(source.musdbhq_location)
     songs = f"{len(evaluation.tracks)} song(s) of the subset {evaluation.subset} of {folder}"
-    if (folder / SETTINGS_FILE).is_file():
+    if (Path(folder).expanduser() / SETTINGS_FILE).is_file():
         songs += ", which were composed by a program: these are no scores on real music"
     lines = {
         "songs": songs,

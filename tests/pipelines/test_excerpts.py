@@ -186,7 +186,7 @@ def test_a_start_can_be_asked_for() -> None:
 @pytest.mark.parametrize("wrong", [{"excerpt_seconds": 0}, {"start_seconds": -1}])
 def test_illegal_options_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(BadInput, match=next(iter(wrong))):
-        ExcerptConfig(**wrong)
+        ExcerptConfig(**wrong)  # type: ignore[arg-type]
 
 
 # What is heard
