@@ -75,6 +75,11 @@ COMMANDS: dict[str, Command] = {
         run="pipelines.evaluate:run",
         help="separate and score whole songs",
     ),
+    "report": Command(
+        config="pipelines.report:ReportConfig",
+        run="pipelines.report:run",
+        help="a page to see scores and hear songs, models side by side",
+    ),
     "infer": Command(
         config="pipelines.infer:InferConfig",
         run="pipelines.infer:run",

@@ -23,8 +23,11 @@ from data_prep.config import SourceConfig
 from data_prep.storage import Location, RemotePath, is_remote, location
 from data_prep.tracks import Track, find_tracks, inspect_track
 from pipelines import display, tracking
+from pipelines.excerpts import ExcerptConfig, load_scored
 from pipelines.launch import start_ray
+from pipelines.ray_songs import map_songs, num_song_workers
 from pipelines.remote_checkpoints import local_checkpoint
+from pipelines.report_page import write_page
 from pipelines.run_storage import working_copy
 from pipelines.scoring import Evaluation, ScoringOptions, TrackScores, score_track
 
@@ -32,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TRACK_ROWS = 40
 """Rows of the table per song; with more songs than fit it is left to the files."""
+SUMMARY, PAGE = "summary.json", "report.html"
+"""Files among the results."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +63,9 @@ class EvaluateConfig:
         default_factory=lambda: SeparationConfig(precision="float32")
     )
     source: SourceConfig = field(default_factory=SourceConfig)
+    report: bool = True
+    """Make the page to listen, report.html, too."""
+    excerpts: ExcerptConfig = field(default_factory=ExcerptConfig)
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:
@@ -82,7 +90,13 @@ def run(config: EvaluateConfig) -> Evaluation:
     files = write_results(evaluation, config)
     show(evaluation)
     print(f"scores written to {config.out_folder}")
-    log_to_training_run(evaluation, config, files)
+    # What goes wrong with the page is not to cost the record of the scores.
+    try:
+        if config.report:
+            model = load_scored(config.checkpoint_fp, evaluation, config.device)
+            files.append(write_page([model], config, config.out_folder / PAGE))
+    finally:
+        log_to_training_run(evaluation, config, files)
     return evaluation
 
 
@@ -216,7 +230,7 @@ def write_results(evaluation: Evaluation, config: EvaluateConfig) -> list[Path]:
         files.append(out / f"{track.track}.json")
         display.write_text(files[-1], json.dumps(track.museval, indent=2) + "\n")
     summary = {"checkpoint": config.checkpoint_fp, **evaluation.to_dict()}
-    files.append(out / "summary.json")
+    files.append(out / SUMMARY)
     display.write_text(files[-1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     files.append(out / "scores.md")
     sections = {
@@ -230,8 +244,11 @@ def write_results(evaluation: Evaluation, config: EvaluateConfig) -> list[Path]:
     return files
 
 
-def log_to_training_run(evaluation: Evaluation, config: EvaluateConfig, files: list[Path]) -> None:
-    """Add scores and files to the MLflow run named in the checkpoint; warns where that fails."""
+def log_to_training_run(
+    evaluation: Evaluation | None, config: EvaluateConfig, files: list[Path]
+) -> None:
+    """Add scores, if any, and files to the MLflow run named in the checkpoint; warns where that
+    fails."""
     metadata = read_metadata(local_checkpoint(config.checkpoint_fp))
     run_id, uri = metadata.get("mlflow_run_id"), metadata.get("mlflow_tracking_uri")
     if not run_id or not uri:
@@ -239,9 +256,10 @@ def log_to_training_run(evaluation: Evaluation, config: EvaluateConfig, files: l
         return
     uri = tracking.current_uri(uri)
     # Training logs valid/... itself.
-    prefix = "test" if evaluation.subset == "test" else f"evaluate_{evaluation.subset}"
-    artifacts = [(file, f"evaluation/{evaluation.subset}") for file in files]
-    problem = tracking.log_results(run_id, uri, evaluation.metrics(prefix), artifacts)
+    prefix = "test" if config.subset == "test" else f"evaluate_{config.subset}"
+    metrics = evaluation.metrics(prefix) if evaluation else {}
+    artifacts = [(file, f"evaluation/{config.subset}") for file in files]
+    problem = tracking.log_results(run_id, uri, metrics, artifacts)
     if problem is not None:
         logger.warning("%s", problem)
 

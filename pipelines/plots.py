@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
@@ -35,6 +37,11 @@ MAX_COLUMNS = 1600
 """Spectrogram columns that a panel can show; more are joined, keeping the loudest."""
 DYNAMIC_RANGE_DB = 80.0
 A4_MIDI = 69
+
+IMAGE_HZ = (40.0, 16000.0)
+"""What images of spectrograms show, on a log axis, of a sample rate that reaches so high."""
+IMAGE_ROWS, IMAGE_COLUMNS = 128, 700
+IMAGE_FFT = 4096
 
 
 def band_edges_hz(bands: Sequence[tuple[int, int]], stft_config: StftConfig) -> list[float]:
@@ -176,11 +183,41 @@ def plot_spectrograms(
     return save_figure(figure, path)
 
 
-def _power(samples: Tensor, config: StftConfig) -> Tensor:
-    """Power [F, at most MAX_COLUMNS] of samples [C, N], averaged over channels."""
+def _power(samples: Tensor, config: StftConfig, max_columns: int = MAX_COLUMNS) -> Tensor:
+    """Power [F, at most max_columns] of samples [C, N], averaged over channels."""
     power = stft(samples.detach().float().cpu(), config).abs().square().mean(0)
-    joined = math.ceil(power.shape[-1] / MAX_COLUMNS)
+    joined = math.ceil(power.shape[-1] / max_columns)
     return torch.nn.functional.max_pool1d(power, joined, ceil_mode=True)
+
+
+def spectrogram_images(
+    signals: Mapping[str, Tensor], sample_rate: int
+) -> tuple[dict[str, bytes], tuple[float, float]]:
+    """Spectrograms without axes, as WebP files: name -> samples [C, N], to name -> bytes.
+
+    Time goes from the left to the right edge, the log of frequency from the lower to the upper, of
+    which the frequencies in Hz are returned too. Decibels below the loudest point of all signals.
+    """
+    config = StftConfig(sample_rate=sample_rate, n_fft=IMAGE_FFT)
+    low_hz, high_hz = IMAGE_HZ[0], min(IMAGE_HZ[1], sample_rate / 2)
+    edges = np.geomspace(low_hz, high_hz, IMAGE_ROWS + 1) * IMAGE_FFT / sample_rate
+    powers = {}
+    for name, samples in signals.items():
+        power = _power(samples, config, IMAGE_COLUMNS)
+        # Of several bins in a row the loudest, as of several frames in a column.
+        rows = [power[int(low) : math.ceil(high)] for low, high in itertools.pairwise(edges)]
+        powers[name] = torch.stack([row.amax(0) for row in rows])
+    loudest = max(max(power.max().item() for power in powers.values()), 1e-12)
+    images = {}
+    for name, power in powers.items():
+        level_db = 10 * torch.log10((power / loudest).clamp_min(1e-12))
+        file = BytesIO()
+        imsave(
+            file, level_db.numpy(), origin="lower", cmap="magma", format="webp",
+            vmin=-DYNAMIC_RANGE_DB, vmax=0, pil_kwargs={"quality": 75},
+        )  # fmt: skip
+        images[name] = file.getvalue()
+    return images, (low_hz, high_hz)
 
 
 Curve = tuple[Sequence[float], Sequence[float]]

@@ -7,7 +7,7 @@ floor), `model`, and `oracle` (the ideal ratio mask: the ceiling of masking).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -131,7 +131,7 @@ class Evaluation:
         return {name: value for name, value in named.items() if math.isfinite(value)}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: aggregates and scores per song; what is not finite is None."""
+        """For JSON: aggregates and scores per song; what is not finite is None, or "inf"."""
         aggregates = {
             stem: {
                 measure: {
@@ -156,8 +156,31 @@ class Evaluation:
             "skipped": dict(self.skipped),
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], museval: Mapping[str, dict[str, Any]]) -> Self:
+        """What ``to_dict`` gave, with each song's ``TrackScores.museval`` by name.
 
-def _aggregate_dict(score: Aggregate) -> dict[str, float | int | None]:
+        Raises KeyError, TypeError or ValueError when it is something else.
+        """
+        tracks = [
+            TrackScores(
+                track=name,
+                seconds=float(track["seconds"]),
+                scores={measure: _scores_from(track[measure]) for measure in MEASURES},
+                museval=museval[name],
+            )
+            for name, track in values["tracks"].items()
+        ]
+        return cls(
+            subset=values["subset"],
+            protocol=values["protocol"],
+            stems=tuple(values["stems"]),
+            tracks=tuple(tracks),
+            skipped=values["skipped"],
+        )
+
+
+def _aggregate_dict(score: Aggregate) -> dict[str, float | int | str | None]:
     return {"value": _finite(score.value), "count": score.count, "nan": score.nan}
 
 
@@ -171,6 +194,18 @@ def _finite_scores(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _finite(value: float) -> float | None:
-    """JSON knows neither nan nor infinity."""
-    return value if math.isfinite(value) else None
+def _scores_from(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    return {
+        system: {
+            stem: math.nan if value is None else float(value)
+            for stem, value in systems[system].items()
+        }
+        for system in SYSTEMS
+    }
+
+
+def _finite(value: float) -> float | str | None:
+    """JSON knows neither nan nor infinity, which is the score of a perfect estimate."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else str(value)

@@ -69,7 +69,7 @@ def test_known_estimates_get_known_scores(
     stems = write_song(tmp_path / "song", seed=1)
     rates: list[int] = []
 
-    def scaled(model: BSRNN, mixture: Tensor, rate: int, **_: object) -> dict[str, Tensor]:
+    def scaled(model: BSRNN, mixture: Tensor, rate: int, *_: object) -> dict[str, Tensor]:
         rates.append(rate)
         torch.testing.assert_close(mixture, sum(stems.values()), atol=1e-6, rtol=0)
         return {"drums": factor * stems["drums"]}
@@ -166,6 +166,7 @@ def test_the_summary_is_strict_json() -> None:
     read = json.loads(json.dumps(values, allow_nan=False))
     assert read["aggregates"]["drums"]["usdr"]["model"] == {"value": 1.0, "count": 1, "nan": 1}
     assert read["tracks"]["song 1"]["usdr"]["model"]["drums"] is None
+    assert read["tracks"]["song 0"]["usdr"]["model"]["bass"] == "inf"
     assert read["skipped"] == {"bad": "why"}
 
 
@@ -287,7 +288,7 @@ def test_evaluate_on_ray(
     assert "oracle" in printed
     out = tmp_path / "run" / "evaluation" / "best" / "test"
     assert {file.name for file in out.iterdir()} == {
-        "one.json", "two.json", "summary.json", "scores.md",
+        "one.json", "two.json", "summary.json", "scores.md", "report.html",
     }  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     logged = MlflowClient(uri).get_run(run_id).data.metrics

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from selenium.common.exceptions import StaleElementReferenceException
@@ -23,7 +24,11 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from pipelines import tracking
+from bsrnn_core import BSRNN, BsrnnConfig
+from data_prep.config import SourceConfig
+from pipelines import report_page, tracking
+from pipelines.excerpts import Excerpt, Scored
+from pipelines.scoring import MEASURES, SYSTEMS, Evaluation, TrackScores
 
 pytestmark = pytest.mark.proof
 
@@ -122,9 +127,14 @@ def real_experiment(toy) -> Recorded:
 
 @pytest.fixture(scope="module")
 def server(toy_experiment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of the experiment's store."""
+    with serving(toy_experiment.database, tmp_path_factory.mktemp("server")) as there:
+        yield there
+
+
+@contextmanager
+def serving(database: str, folder: Path) -> Iterator[Server]:
     """`mlflow server` on the loopback interface, in a process group that ends with the tests."""
-    folder = tmp_path_factory.mktemp("server")
-    database = toy_experiment.database
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -267,3 +277,62 @@ def test_the_figure_is_shown(browser: Chrome, server: Server, recorded: Recorded
     message = f"the page shows no picture {recorded.figure_place}"
     size = wait(browser).until(picture(recorded.figure_place), message)
     assert size == struct.unpack(">II", recorded.figure.read_bytes()[16:24])
+
+
+def page_of_a_tone() -> str:
+    """The page of one song, whose drums are a tone of -9 dB."""
+    drums = (0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(20 * 8000) / 8000)).expand(2, -1)
+    song = Excerpt(
+        song="a tone",
+        reason="",
+        first_second=0,
+        song_seconds=20.0,
+        sample_rate=8000,
+        mixture=drums,
+        references={"drums": drums},
+        estimates={"a": {"drums": 0.1 * drums}},
+    )
+    frames = [{"time": k, "duration": 1.0, "metrics": {"SDR": 0.92}} for k in range(20)]
+    scores = TrackScores(
+        track=song.song,
+        seconds=song.song_seconds,
+        scores={m: {s: {"drums": 0.92} for s in SYSTEMS} for m in MEASURES},
+        museval={"targets": [{"name": "drums", "frames": frames}]},
+    )
+    evaluation = Evaluation(
+        subset="test", protocol="single", stems=("drums",), tracks=(scores,), skipped={}
+    )
+    model = BSRNN(BsrnnConfig(stems=("drums",)))
+    scored = Scored(label="a", checkpoint="runs/a/best", model=model, evaluation=evaluation)
+    return report_page.page([scored], [song], SourceConfig(musdbhq_location="songs"))
+
+
+def test_the_page_to_listen_plays_among_the_artifacts(
+    browser: Chrome, migrated_database: Path, tmp_path: Path
+) -> None:
+    """In the frame that MLflow puts pages into, which has no rights but that to run scripts."""
+    page = tmp_path / "report.html"
+    page.write_text(page_of_a_tone(), encoding="utf-8")
+    with serving(f"sqlite:///{migrated_database}", tmp_path) as there:
+        run = tracking.create_run(there.url, "pages", "one", {}, {})
+        assert tracking.log_results(run, there.url, {}, [(page, "evaluation/test")]) is None
+        address = tracking.run_url(run, there.url)
+        open_page(browser, f"{address}/artifacts/evaluation/test/report.html")
+        frame = wait(browser).until(
+            lambda page: page.find_elements(By.CSS_SELECTOR, "iframe[sandbox]"), "no page is shown"
+        )
+        assert frame[0].get_attribute("sandbox") == "allow-scripts"
+        browser.switch_to.frame(frame[0])
+        try:
+            wait(browser).until(lambda page: page.find_elements(By.CSS_SELECTOR, ".play"))[
+                0
+            ].click()
+            for choice, low, high in (("reference/drums", -11, -8), ("estimate/0/drums", -31, -27)):
+                browser.find_element(By.CSS_SELECTOR, f"[data-id='{choice}']").click()
+                level = "document.querySelector('meter').value"
+                heard = f"return {low} < {level} && {level} < {high}"
+                wait(browser).until(
+                    lambda page, heard=heard: page.execute_script(heard), f"{choice} is not heard"
+                )
+        finally:
+            browser.switch_to.default_content()
