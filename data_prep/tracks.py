@@ -77,7 +77,7 @@ def find_tracks(source: SourceConfig) -> list[Track]:
     root = local_only(source.musdbhq_location, "musdbhq_location").expanduser().absolute()
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: give the folder of your songs")
-    found = {split: _tracks_in(root, split) for split in SPLITS}
+    found: dict[Split, list[Track]] = {split: _tracks_in(root, split) for split in SPLITS}
     if not any(found.values()):
         raise BadInput(
             f"no tracks found in {root}: looked in train/, valid/ and test/ there for folders of "

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from pipelines.config_files import (
 
 Config = TypeVar("Config")
 
+LARGEST = 2**63
+"""Whole numbers are smaller, or else torch cannot hold them."""
 DEFAULT_PRESET = "original"
 """The preset when none is named."""
 
@@ -96,11 +99,24 @@ def parse(
         raise BadInput(f"{' and '.join(f'--{name}' for name in lacking)} must be given")
     lines = [word for flag in flags for word in flag.words]
     try:
-        return _by_tyro(config_class, lines, prog, presets, preset)
+        config = _by_tyro(config_class, lines, prog, presets, preset)
+        _refuse_beyond_numbers(config)
+        return config
     except BadInput as error:
         if any(name in values for name in re.findall(r"--(\w+)", str(error))):
             raise BadInput(f"{file}: {error}") from None
         raise
+
+
+def _refuse_beyond_numbers(config: object) -> None:
+    """Raises BadInput for NaN, infinity, and whole numbers that no computer counts in."""
+    for name, value in leaf_values(config).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise BadInput(f"--{name} takes a finite number, not {number}")
+            if isinstance(number, int) and abs(number) >= LARGEST:
+                raise BadInput(f"--{name} is out of reach: {number}")
 
 
 def typed_value(config_class: type, name: str, value: Any, source: str) -> Any:

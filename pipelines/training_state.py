@@ -4,7 +4,6 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -186,7 +185,8 @@ class TrainingState:
         found = checkpoint.existing_folder(folder) or folder
         try:
             state = torch.load(found / STATE_FILE, weights_only=True, map_location="cpu")
-        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        except Exception as error:
+            # Damaged bytes make torch raise whatever there is, IndexError among it.
             raise BadInput(
                 f"{folder}: cannot go on from this checkpoint, its {STATE_FILE} is missing or "
                 "damaged; remove the folder to begin anew, or give another name"

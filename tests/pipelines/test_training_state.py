@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from bsrnn_core.config import ModelConfig, StftConfig
 from bsrnn_core.errors import BadInput
 from bsrnn_core.model import BSRNN
 from pipelines.config import OptimConfig, TrainConfig
-from pipelines.training_state import TrainingState, initial_model, learning_rate_factor
+from pipelines.training_state import STATE_FILE, TrainingState, initial_model, learning_rate_factor
 
 CONFIG = TrainConfig(
     part=("vocals", "drums"),
@@ -221,3 +223,31 @@ def test_only_fresh_heads_may_have_another_size(tmp_path, option, value):
         assert same(started.trunk.state_dict(), model().trunk.state_dict())
         shapes = [p.shape for p in started.heads.parameters()]
         assert shapes == [p.shape for p in BSRNN(fresh.bsrnn).heads.parameters()]
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda p, f: f.write_bytes(pickle.dumps(p))])
+def test_a_pickled_state_is_never_executed(tmp_path: Path, write: Callable[..., object]) -> None:
+    proof = tmp_path / "executed"
+    (tmp_path / "last").mkdir()
+    write({"model": Payload(proof)}, tmp_path / "last" / STATE_FILE)
+    with pytest.raises(BadInput, match="cannot go on from this checkpoint"):
+        state_of(OptimConfig()).restore(tmp_path / "last")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"text", bytes(1000), b"PK\3\4" + bytes(99)])
+def test_a_state_of_any_bytes_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / STATE_FILE).write_bytes(content)
+    with pytest.raises(BadInput, match="cannot go on from this checkpoint"):
+        state_of(OptimConfig()).restore(tmp_path / "last")
