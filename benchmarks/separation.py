@@ -84,18 +84,18 @@ def read_songs(location: str, stem: str, num_songs: int, seconds: float) -> list
 
 
 def draw(rows: Sequence[Row], title: str, path: str) -> None:
-    """uSDR against seconds: a line per length and number format, a point per overlap."""
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        lines.setdefault(f"{row.config.window_seconds:g} s, {row.config.precision}", []).append(row)
-    curves = {}
-    for name, points in lines.items():
-        points.sort(key=lambda row: row.seconds_per_minute)
-        curves[name] = (
-            [row.seconds_per_minute for row in points],
-            [row.usdr for row in points],
-        )
-    plots.plot_curves({"uSDR, dB": curves}, title, path, "seconds per minute of music")
+    """uSDR against seconds: a panel per number format, a line per length, a point per overlap."""
+    panels: dict[str, dict[str, plots.Curve]] = {}
+    for precision in dict.fromkeys(row.config.precision for row in rows):
+        lines: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.config.precision == precision:
+                lines.setdefault(f"{row.config.window_seconds:g} s", []).append(row)
+        panels[f"uSDR in dB, {precision}"] = {
+            name: ([row.seconds_per_minute for row in line], [row.usdr for row in line])
+            for name, line in lines.items()
+        }
+    plots.plot_curves(panels, title, path, "seconds per minute of music")
 
 
 def main() -> None:
@@ -147,7 +147,7 @@ def main() -> None:
         ],
     )
     if options.figure:
-        draw(rows, title, options.figure)
+        draw(rows, f"{model.stems[0]}: windows of these lengths, and overlaps", options.figure)
 
 
 if __name__ == "__main__":
