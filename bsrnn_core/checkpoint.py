@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from bsrnn_core.config import BsrnnConfig
 from bsrnn_core.errors import BadInput
-from bsrnn_core.model import BSRNN
+from bsrnn_core.model import BSRNN, num_parameters
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -158,10 +158,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> BSRNN:
             # It becomes part of a file's name.
             if not re.fullmatch(r"[^/\\\0]{1,100}", stem):
                 raise ValueError(f"{stem[:100]!r} cannot be the name of a stem")
-        # Without memory first: a configuration may ask for any amount.
-        with torch.device("meta"):
-            wanted = {name: value.shape for name, value in BSRNN(config).state_dict().items()}
-        if wanted != {name: value.shape for name, value in weights.items()}:
+        # Asked first: a configuration may want any amount of memory.
+        if num_parameters(config) != sum(values.numel() for values in weights.values()):
             raise ValueError(f"{WEIGHTS_FILE} is of another model than {CONFIG_FILE}")
         model = BSRNN(config)
         model.load_state_dict(weights)

@@ -105,3 +105,18 @@ def _new_heads(config: BsrnnConfig) -> MaskEstimation:
         model.mlp_dim,
         model.reduce_size,
     )
+
+
+def num_parameters(config: BsrnnConfig) -> int:
+    """How many a model has, all stems together, known before any memory is taken."""
+    model = config.model
+    features, hidden = model.feature_dim, model.hidden
+    lstms = 2 * 4 * hidden * (features + hidden + 2)
+    sequence = 2 * (2 * features + lstms + (2 * hidden + 1) * features)
+    split = head = 0
+    widths = [end - first for first, end in model_bands(config.stft, model)]
+    for width in widths:
+        mlp = 3 * (max(widths) - width + 1) if model.reduce_size else model.mlp_dim
+        split += (2 * width + 1) * features
+        head += (features + 1) * mlp + (mlp + 1) * 4 * width
+    return split + model.num_blstm_layers * sequence + len(config.stems) * head

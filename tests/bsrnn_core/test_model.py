@@ -7,7 +7,7 @@ import torch
 
 from bsrnn_core.config import BsrnnConfig, ModelConfig, StftConfig
 from bsrnn_core.losses import separation_loss
-from bsrnn_core.model import BSRNN
+from bsrnn_core.model import BSRNN, num_parameters
 from bsrnn_core.precision import has_bf16
 from bsrnn_core.stft import stft
 
@@ -257,3 +257,19 @@ def test_overfits_one_batch():
         optimizer.step()
         losses.append(loss.detach())
     assert (losses[-1] < 0.2 * losses[0]).all()
+
+
+@pytest.mark.parametrize("reduce_size", [False, True])
+@pytest.mark.parametrize("stems", [("drums",), ("vocals", "drums", "bass")])
+@pytest.mark.parametrize("hidden_dim", [None, 7])
+def test_parameters_are_counted_without_a_model(reduce_size, stems, hidden_dim):
+    config = BsrnnConfig(
+        stft=StftConfig(n_fft=512),
+        model=ModelConfig(
+            band_schema="v7", feature_dim=6, num_blstm_layers=3, mlp_dim=10,
+            hidden_dim=hidden_dim, reduce_size=reduce_size,
+        ),
+        stems=stems,
+    )  # fmt: skip
+    counted = sum(values.numel() for values in BSRNN(config).state_dict().values())
+    assert num_parameters(config) == counted
