@@ -193,8 +193,8 @@ class SeparationConfig:
     """Length of a window; a song that is no longer is computed at once."""
     overlap: float = 0.1
     """Fraction of a window that the next one covers again: more is slower, and smoother."""
-    batch_size: int | None = None
-    """Windows computed at a time (8 on a GPU, 1 on a CPU when not given)."""
+    batch_size: int = 0
+    """Windows computed at a time; 0 for what was measured to be best: 8 on a GPU, 1 on a CPU."""
     precision: Precision = "auto"
     """Number format; auto takes bf16 where the hardware computes in it."""
 
@@ -204,7 +204,4 @@ class SeparationConfig:
             f"window_seconds must be positive, not {self.window_seconds}",
         )
         _require(0 <= self.overlap < 1, f"overlap must lie in [0, 1), not {self.overlap}")
-        _require(
-            self.batch_size is None or self.batch_size >= 1,
-            f"batch_size must be at least 1, not {self.batch_size}",
-        )
+        _require(self.batch_size >= 0, f"batch_size must not be negative, not {self.batch_size}")

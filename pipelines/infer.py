@@ -154,13 +154,14 @@ def _conclude(
         files += job.files.values()
         speed = display.times_real_time(outcome.seconds, outcome.wall_seconds)
         rows.append([job.song.name, _shape(outcome), outcome.wall_seconds, speed])
-        if config.ends_at_full_scale:
-            rows[-1] += [outcome.exceeding, f"{20 * math.log10(outcome.gain):.2f} dB"]
+        if config.ends_at_full_scale and config.clip == "rescale":
+            rows[-1].append(f"{20 * math.log10(outcome.gain):.2f} dB")
+        elif config.ends_at_full_scale:
+            rows[-1].append(outcome.exceeding)
     if rows:
         header = ("song", "audio", "wall seconds", "speed")
         if config.ends_at_full_scale:
-            what = "rescaled" if config.clip == "rescale" else "clamped"
-            header += (f"samples beyond full scale ({what})", "gain")
+            header += ("gain" if config.clip == "rescale" else "clamped samples",)
         outputs = ", ".join(jobs[0].files)
         display.show(f"{outputs} of {len(rows)} song(s)", header, rows)
     for file in files:

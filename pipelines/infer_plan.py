@@ -180,8 +180,8 @@ def plan(config: InferConfig, outputs: Sequence[str]) -> tuple[list[SongJob], li
                 "let it hold {stem}"
             )
         for file in files.values():
-            other = taken.setdefault(file.resolve(), song)
-            if other is not song or file.resolve() == song.resolve():
+            other = taken.setdefault(_resolved(file), song)
+            if other is not song or _resolved(file) == song.resolve():
                 raise BadInput(
                     f"{file}: the output of {song.name} would replace {other.name} or its output; "
                     "choose another --out or --name_template, or rename a song"
@@ -197,6 +197,20 @@ def plan(config: InferConfig, outputs: Sequence[str]) -> tuple[list[SongJob], li
             )
         jobs.append(SongJob(song=song, files=files))
     return jobs, done
+
+
+def _resolved(file: Path) -> Path:
+    """Raises BadInput for a name that the file system does not take."""
+    try:
+        file.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BadInput(
+            f"{file}: cannot write there ({error.strerror}); choose another --out or "
+            "--name_template"
+        ) from error
+    return file.resolve()
 
 
 def _name(config: InferConfig, song: Path, output: str) -> str:

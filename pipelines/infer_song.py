@@ -30,7 +30,7 @@ class SongReport:
     channels: int
     wall_seconds: float
     exceeding: int
-    """Samples of all files beyond full scale, before they were clamped or rescaled."""
+    """Samples of all files that were clamped to full scale, or exceed it in a float file."""
     gain: float
     """What all files were multiplied by: less than 1 where they were rescaled."""
 
@@ -51,14 +51,16 @@ def separate_song(
             blocks = _outputs(model, reader, tuple(job.files), config)
             if show is not None:
                 blocks = _shown(blocks, info, show)
-            if config.clip == "rescale" and config.ends_at_full_scale:
-                exceeding, gain = _write_rescaled(blocks, job, info, config)
-            else:
-                exceeding, gain = _write(blocks, job, info, config), 1.0
+            gain = 1.0
+            with tempfile.TemporaryFile() as spool:
+                if config.clip == "rescale" and config.ends_at_full_scale:
+                    blocks, gain = _rescaled(blocks, spool)
+                exceeding = _write(blocks, job, info, config)
     except BaseException:
         # The files get their names one after the other: one may have, and another not.
         for file in new:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink()
         raise
     return SongReport(
         seconds=info.seconds,
@@ -124,29 +126,19 @@ def _write(blocks: Iterator[Tensor], job: SongJob, info: AudioInfo, config: Infe
     return exceeding
 
 
-def _write_rescaled(
-    blocks: Iterator[Tensor], job: SongJob, info: AudioInfo, config: InferConfig
-) -> tuple[int, float]:
-    """Write the blocks, all multiplied by the gain that brings the loudest sample to full scale
-    where it exceeds it; returns how many samples do, and the gain.
+def _rescaled(blocks: Iterator[Tensor], spool: IO[bytes]) -> tuple[Iterator[Tensor], float]:
+    """The blocks, all multiplied by the gain that brings the loudest sample to full scale where it
+    exceeds it; and the gain, known at the end only: so they wait in ``spool``."""
+    peak, shapes = 1.0, []
+    for block in blocks:
+        peak = max(peak, block.abs().max().item())
+        shapes.append(block.shape)
+        spool.write(block.contiguous().numpy().tobytes())
+    spool.seek(0)
 
-    The gain is known at the end only, so the blocks wait in a temporary file.
-    """
-    exceeding, peak = 0, 0.0
-    shapes: list[torch.Size] = []
-    with tempfile.TemporaryFile() as spool:
-        for block in blocks:
-            exceeding += int((block.abs() > 1).sum())
-            peak = max(peak, block.abs().max().item())
-            shapes.append(block.shape)
-            spool.write(block.contiguous().numpy().tobytes())
-        gain = min(1.0, 1 / peak) if peak > 0 else 1.0
-        spool.seek(0)
-        _write(_rescaled(spool, shapes, gain), job, info, config)
-    return exceeding, gain
+    def again() -> Iterator[Tensor]:
+        for shape in shapes:
+            samples = np.frombuffer(spool.read(4 * shape.numel()), np.float32).reshape(shape)
+            yield torch.from_numpy(samples / np.float32(peak))
 
-
-def _rescaled(spool: IO[bytes], shapes: Sequence[torch.Size], gain: float) -> Iterator[Tensor]:
-    for shape in shapes:
-        samples = np.frombuffer(spool.read(4 * shape.numel()), np.float32).reshape(shape)
-        yield torch.from_numpy(gain * samples)
+    return again(), 1 / peak

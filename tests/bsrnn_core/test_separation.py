@@ -224,7 +224,7 @@ def test_estimates_carry_no_graph(model):
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"overlap": -0.1}, {"overlap": 1.0}, {"overlap": math.nan}, {"batch_size": 0}),
+        *({"overlap": -0.1}, {"overlap": 1.0}, {"overlap": math.nan}, {"batch_size": -1}),
         *({"window_seconds": 0}, {"window_seconds": math.nan}, {"window_seconds": math.inf}),
     ],
 )

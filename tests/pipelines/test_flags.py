@@ -317,7 +317,7 @@ def test_a_checkpoint_brings_nothing_to_a_command_that_only_uses_it(
 ):
     words = ["--checkpoint_fp", str(tmp_path / "a" / "best"), "--input", "x", "--out", "y"]
     config = parse(InferConfig, words, prog="bsrnn infer")
-    assert (config.input, config.out) == ("x", "y")
+    assert (config.input, config.out) == (("x",), "y")
 
 
 def tune(*words: str) -> TuneConfig:

@@ -210,7 +210,7 @@ def test_a_song_that_fails_keeps_no_other_from_being_separated(
 
 
 def test_songs_are_mapped_over_ray(
-    checkpoint: str, tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+    checkpoint: str, tmp_path: Path, ray_cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What fails in a worker is listed; the others have the samples of a song separated here."""
     songs, out = tmp_path / "songs", tmp_path / "out"
