@@ -21,7 +21,7 @@ from bsrnn_core.errors import BadInput
 from bsrnn_core.model import BSRNN
 from data_prep.storage import location
 from pipelines import display
-from pipelines.infer_plan import InferConfig, SongJob, outputs_of, plan
+from pipelines.infer_plan import InferConfig, SongJob, find_songs, out_folder, outputs_of, plan
 from pipelines.infer_song import ShowProgress, SongReport, separate_song
 from pipelines.remote_checkpoints import local_checkpoint
 
@@ -40,9 +40,10 @@ def run(config: InferConfig) -> list[Path]:
     from being so. Raises BadInput when nothing can be done as asked (before anything is written),
     and at the end when a song was left out; RuntimeError when that was no fault of the songs.
     """
+    songs = find_songs(config.input)
+    out_folder(config)
     model = load(local_checkpoint(config.checkpoint_fp), "cpu")
-    outputs = outputs_of(config, model.stems)
-    jobs, done = plan(config, outputs)
+    jobs, done = plan(config, songs, outputs_of(config, model.stems))
     if done:
         print(f"{len(done)} song(s) are done already")
     outcomes: dict[Path, Outcome] = {}

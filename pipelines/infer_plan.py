@@ -160,16 +160,23 @@ def _audio_files(paths: Iterable[Path]) -> list[Path]:
     )
 
 
-def plan(config: InferConfig, outputs: Sequence[str]) -> tuple[list[SongJob], list[Path]]:
+def out_folder(config: InferConfig) -> Path:
+    """Where the files go. Raises BadInput for what cannot be a folder of this machine."""
+    out = local_only(config.out, "out")
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out}: is a file; give a folder for the stems with --out")
+    return out
+
+
+def plan(
+    config: InferConfig, songs: Sequence[Path], outputs: Sequence[str]
+) -> tuple[list[SongJob], list[Path]]:
     """The songs to separate, and those that are done already (``resume``).
 
     Raises BadInput where an output would replace a song or another output, or, unless that is
     asked for, a file that is there.
     """
-    out = local_only(config.out, "out")
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out}: is a file; give a folder for the stems with --out")
-    songs = find_songs(config.input)
+    out = out_folder(config)
     jobs, done = [], []
     taken = {song.resolve(): song for song in songs}
     for song in songs:
