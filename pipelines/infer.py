@@ -40,8 +40,8 @@ def run(config: InferConfig) -> list[Path]:
     from being so. Raises BadInput when nothing can be done as asked (before anything is written),
     and at the end when a song was left out; RuntimeError when that was no fault of the songs.
     """
-    songs = find_songs(config.input)
     out_folder(config)
+    songs = find_songs(config.input)
     model = load(local_checkpoint(config.checkpoint_fp), "cpu")
     jobs, done = plan(config, songs, outputs_of(config, model.stems))
     if done:
