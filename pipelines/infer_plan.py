@@ -18,8 +18,6 @@ INSTRUMENTAL = "instrumental"
 """What is left of the mixture when the vocals are taken away."""
 VOCALS = "vocals"
 
-_LOOKED_FOR = ", ".join(SONG_ENDINGS)
-
 Subtype = Literal["FLOAT", "PCM_24", "PCM_16"]
 
 
@@ -134,10 +132,11 @@ def find_songs(inputs: Sequence[str]) -> list[Path]:
 
 
 def _songs_of(path: Path) -> list[Path]:
+    endings = ", ".join(SONG_ENDINGS)
     if path.is_dir():
         songs = _audio_files(path.iterdir())
         if not songs:
-            raise BadInput(f"{path}: no songs in this folder; looked for {_LOOKED_FOR}")
+            raise BadInput(f"{path}: no songs in this folder; looked for {endings}")
         return songs
     if path.exists() or not glob.has_magic(str(path)):
         if not path.exists():
