@@ -12,7 +12,6 @@ import contextlib
 import math
 import os
 import re
-import shutil
 import stat
 import uuid
 from dataclasses import dataclass
@@ -27,15 +26,14 @@ import torchaudio
 from torch import Tensor
 
 from bsrnn_core.audio_formats import check_writable, format_of, refuse_long_wav
+from bsrnn_core.disk import is_full, no_room, temporary_file
 from bsrnn_core.errors import BadInput
-from bsrnn_core.ffmpeg_audio import FFMPEG_ENDINGS, no_room, open_decoded, probe, temporary_file
+from bsrnn_core.ffmpeg_audio import FFMPEG_ENDINGS, open_decoded, probe
 
 SONG_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", *FFMPEG_ENDINGS)
 """Endings, in lower case, of the files that are taken for songs."""
 BLOCK_SAMPLES = 1 << 16
 """Samples per channel that are encoded or decoded at a time."""
-FULL_BYTES = 1 << 16
-"""With less room than this a disk is taken to be full."""
 UNKNOWN_FRAMES = 2**63 - 1
 """libsndfile's number of frames for a flac that was written to a pipe."""
 
@@ -238,7 +236,10 @@ class AudioWriter:
                     raise BadInput(f"{self.path}: not written, there are no samples")
                 # The encoders write their last bytes on closing, and keep to themselves whether
                 # there was room for them.
-                if self._disk_is_full() or soundfile.info(self._temporary).frames != num_samples:
+                if (
+                    is_full(self.path.parent)
+                    or soundfile.info(self._temporary).frames != num_samples
+                ):
                     raise self._failed("the end is missing")
                 os.replace(self._temporary, self.path)
         except (soundfile.SoundFileError, OSError) as failure:
@@ -246,12 +247,9 @@ class AudioWriter:
         finally:
             self._temporary.unlink(missing_ok=True)
 
-    def _disk_is_full(self) -> bool:
-        return shutil.disk_usage(self.path.parent).free < FULL_BYTES
-
     def _failed(self, error: object) -> BadInput:
         # libsndfile does not say why it could not write.
-        reason = "the disk is full, make room on it" if self._disk_is_full() else str(error)
+        reason = "the disk is full, make room on it" if is_full(self.path.parent) else str(error)
         return BadInput(f"{self.path}: not written, {reason}")
 
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from bsrnn_core.config import BsrnnConfig
+from bsrnn_core.disk import is_full
 from bsrnn_core.errors import BadInput
 from bsrnn_core.model import BSRNN, num_parameters
 
@@ -30,8 +31,6 @@ FORMAT_VERSION = 1
 """Of the folder and what is in it; raised when an older program would misread a new checkpoint."""
 CONFIG_BYTES = 10_000_000
 """No configuration is as long as that."""
-FULL_BYTES = 64 * 1024
-"""With less room than this a disk is taken to be full when PyTorch fails to write to it."""
 
 
 def _previous(folder: Path) -> Path:
@@ -77,7 +76,7 @@ def _disk_is_full(folder: Path, error: BaseException) -> bool:
         reasons = (errno.ENOSPC, errno.EDQUOT)
         return any(os.strerror(reason) in str(error) for reason in reasons)
     # PyTorch does not say why it could not write.
-    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < FULL_BYTES
+    return isinstance(error, RuntimeError) and is_full(folder)
 
 
 def existing_folder(folder: Path) -> Path | None:

@@ -8,7 +8,6 @@ were joined. ffmpeg reads to the end.
 import json
 import math
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import IO
 
 import soundfile
 
+from bsrnn_core.disk import is_full, no_room, temporary_file
 from bsrnn_core.errors import BadInput
 
 FFMPEG_ENDINGS = (".mp3", ".m4a", ".mp4", ".aac")
@@ -33,8 +33,6 @@ MISSING_SECONDS = 0.25
 """So much less than stated is nothing missing: lengths are rounded, and a codec has its delay."""
 MESSAGE_BYTES = 2000
 """So much of the end of ffmpeg's complaints is looked at."""
-FULL_BYTES = 1 << 16
-"""With less room than this a disk is taken to be full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +116,6 @@ def open_decoded(path: Path) -> soundfile.SoundFile:
     return file
 
 
-def temporary_file(path: Path) -> IO[bytes]:
-    """A file without a name, for what is decoded of ``path``. Raises BadInput where none can be."""
-    try:
-        return tempfile.TemporaryFile()
-    except OSError as error:
-        raise no_room(path, error) from error
-
-
-def no_room(path: Path, error: object) -> BadInput:
-    """What to say when what is decoded of ``path`` cannot be put down."""
-    return BadInput(
-        f"{path}: no room for the decoded song in the temporary folder ({error}); make room there, "
-        "or name another folder in the environment variable TMPDIR"
-    )
-
-
 def _run(path: Path, program: Sequence[str], options: Sequence[str], output: IO[bytes]) -> None:
     """Let ffmpeg or ffprobe read ``path`` and write to ``output``."""
     # As an absolute path behind "file:" a name is never taken for an option or an address.
@@ -157,7 +139,7 @@ def _run(path: Path, program: Sequence[str], options: Sequence[str], output: IO[
     if done.returncode == 0:
         return
     # ffmpeg does not always say so.
-    if shutil.disk_usage(tempfile.gettempdir()).free < FULL_BYTES:
+    if is_full(tempfile.gettempdir()):
         raise no_room(path, f"{tempfile.gettempdir()} is full")
     reason = said[-1].removeprefix(f"file:{path.absolute()}: ") if said else "no reason is given"
     raise BadInput(f"{path}: not readable as audio ({reason}); replace it or leave it out")

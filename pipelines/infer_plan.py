@@ -144,9 +144,7 @@ def _songs_of(path: Path) -> list[Path]:
         return [path]
     songs = _audio_files(map(Path, glob.glob(str(path), recursive=True)))
     if not songs:
-        raise BadInput(
-            f"{path}: no song has a name like this; looked for {', '.join(SONG_ENDINGS)}"
-        )
+        raise BadInput(f"{path}: no song has a name like this; looked for {endings}")
     return songs
 
 

@@ -1,7 +1,6 @@
 """One song -> its files, block by block; either all of them or none."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bsrnn_core.audio_files import AudioInfo, AudioReader, AudioWriter
+from bsrnn_core.disk import no_room, temporary_file
 from bsrnn_core.model import BSRNN
 from bsrnn_core.separation import separate_blocks
-from pipelines.infer_plan import INSTRUMENTAL, RESIDUAL, VOCALS, InferConfig, SongJob
+from pipelines.infer_plan import INSTRUMENTAL, VOCALS, InferConfig, SongJob
 
 ShowProgress = Callable[[int, AudioInfo], None]
 """Told how many samples are done, and of what."""
@@ -52,9 +52,10 @@ def separate_song(
             if show is not None:
                 blocks = _shown(blocks, info, show)
             gain = 1.0
-            with tempfile.TemporaryFile() as spool:
+            with contextlib.ExitStack() as stack:
                 if config.clip == "rescale" and config.ends_at_full_scale:
-                    blocks, gain = _rescaled(blocks, spool)
+                    spool = stack.enter_context(temporary_file(job.song))
+                    blocks, gain = _rescaled(blocks, job, spool)
                 exceeding = _write(blocks, job, info, config)
     except BaseException:
         # The files get their names one after the other: one may have, and another not.
@@ -80,20 +81,20 @@ def _outputs(
     place = {stem: k for k, stem in enumerate(model.stems)}
     stems = [output for output in outputs if output in place]
     chosen = torch.tensor([place[stem] for stem in stems], dtype=torch.long)
+    rest = [name for name in outputs if name not in place]
     done = 0
     for estimates in separate_blocks(
         model, reader.read, info.num_samples, info.sample_rate, config.separation
     ):
         count = estimates.shape[-1]
         written = estimates[chosen]
-        rest = [name for name in outputs if name not in place]
         if rest:
             mixture = reader.read(done, count)
-            taken = {RESIDUAL: written.sum(0)}
-            if INSTRUMENTAL in rest:
-                taken[INSTRUMENTAL] = estimates[place[VOCALS]]
-            parts = [(mixture - taken[name])[None] for name in rest]
-            written = torch.cat([written, *parts])
+            taken = [
+                estimates[place[VOCALS]] if name == INSTRUMENTAL else written.sum(0)
+                for name in rest
+            ]
+            written = torch.cat([written, mixture - torch.stack(taken)])
         yield written
         done += count
     assert done == info.num_samples, (done, info)
@@ -126,14 +127,20 @@ def _write(blocks: Iterator[Tensor], job: SongJob, info: AudioInfo, config: Infe
     return exceeding
 
 
-def _rescaled(blocks: Iterator[Tensor], spool: IO[bytes]) -> tuple[Iterator[Tensor], float]:
+def _rescaled(
+    blocks: Iterator[Tensor], job: SongJob, spool: IO[bytes]
+) -> tuple[Iterator[Tensor], float]:
     """The blocks, all multiplied by the gain that brings the loudest sample to full scale where it
     exceeds it; and the gain, known at the end only: so they wait in ``spool``."""
     peak, shapes = 1.0, []
     for block in blocks:
         peak = max(peak, block.abs().max().item())
         shapes.append(block.shape)
-        spool.write(block.contiguous().numpy().tobytes())
+        try:
+            spool.write(block.contiguous().numpy().tobytes())
+            spool.flush()
+        except OSError as error:
+            raise no_room(job.song, error) from error
     spool.seek(0)
 
     def again() -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from bsrnn_core.model import BSRNN
 from pipelines.failures import reason
 from pipelines.launch import parallel_tasks, use_gpu
 from pipelines.remote_checkpoints import local_checkpoint
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -74,11 +77,13 @@ def map_songs(
 
     def on_worker(row: Row) -> Row:
         model = _model_of(call, checkpoint, "cuda" if gpu else "cpu")
-        outcome = {"place": row["place"], "result": "", "problem": "", "blames_song": False}
+        outcome = {"place": row["place"], "result": "", "problem": "", "traceback": ""}
         try:
             outcome["result"] = json.dumps(work(model, json.loads(row["song"])))
+        except BadInput as error:
+            outcome["problem"] = str(error)
         except Exception as error:
-            outcome.update(problem=reason(error), blames_song=isinstance(error, BadInput))
+            outcome.update(problem=reason(error), traceback=traceback.format_exc())
         return outcome
 
     rows = ray.data.from_items(
@@ -89,9 +94,11 @@ def map_songs(
     done = rows.map(on_worker, compute=strategy, num_cpus=1, num_gpus=1 if gpu else 0)
     with _quiet_ray_data():
         for row in done.iter_rows():
-            if row["problem"]:
-                kind = BadInput if row["blames_song"] else RuntimeError
-                yield row["place"], kind(row["problem"])
+            if row["traceback"]:
+                logger.error("a worker failed:\n%s", row["traceback"])
+                yield row["place"], RuntimeError(row["problem"])
+            elif row["problem"]:
+                yield row["place"], BadInput(row["problem"])
             else:
                 yield row["place"], json.loads(row["result"])
 

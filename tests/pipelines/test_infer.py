@@ -2,6 +2,7 @@
 
 import math
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -408,3 +409,19 @@ def test_a_gpu_that_is_not_there_is_refused(checkpoint: str, tmp_path: Path) -> 
                 device="cuda",
             )
         )
+
+
+@pytest.mark.usefixtures("all_pass")
+def test_a_full_temporary_folder_is_named_when_songs_are_rescaled(
+    checkpoint: str, tmp_path: Path, small_disk: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    song, out = tmp_path / "song.wav", tmp_path / "out"
+    write_audio(song, 2 * tone(2, 200_000, 44100), 44100, subtype="FLOAT")
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk(1)))
+    config = InferConfig(
+        checkpoint_fp=checkpoint, input=(str(song),), out=str(out), subtype="PCM_16", clip="rescale"
+    )
+    with pytest.raises(BadInput, match=r"song\.wav: no room .*TMPDIR"):
+        infer.run(config)
+    assert not out.exists()
