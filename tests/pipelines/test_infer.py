@@ -245,40 +245,6 @@ def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"input": ()}, "no song"),
-        ({"num_workers": 0}, "num_workers"),
-        ({"overwrite": True, "resume": True}, "contradict"),
-        ({"format": "mp3", "subtype": "PCM_16"}, "does not go with"),
-        ({"format": "flac", "subtype": "FLOAT"}, "does not go with"),
-        ({"name_template": "{stem"}, "name_template"),
-        ({"name_template": "{artist}-{stem}"}, "stand in braces"),
-        ({"name_template": "{stem.__class__}"}, "stand in braces"),
-        ({"name_template": "../{stem}"}, "below --out"),
-        ({"name_template": "/tmp/{stem}"}, "below --out"),
-        ({"name_template": ""}, "below --out"),
-    ],
-)
-def test_illegal_options_are_refused(wrong: dict[str, Any], words: str) -> None:
-    options = {"checkpoint_fp": "c", "input": ("i",), "out": "o"} | wrong
-    with pytest.raises(BadInput, match=words):
-        InferConfig(**options)
-
-
-def test_outputs_that_the_model_does_not_give_are_refused(checkpoint: str, tmp_path: Path) -> None:
-    config = InferConfig(
-        checkpoint_fp=checkpoint, input=(str(_silent_file(tmp_path)),), out=str(tmp_path / "out")
-    )
-    with pytest.raises(BadInput, match="but not piano: choose"):
-        infer.run(replace(config, stems=("piano",)))
-    with pytest.raises(BadInput, match="instrumental needs the vocals"):
-        infer.run(replace(config, instrumental=True))
-    with pytest.raises(BadInput, match=r"let it hold \{stem\}"):
-        infer.run(replace(config, name_template="{song}"))
-
-
 @pytest.mark.usefixtures("all_pass")
 def test_integer_formats_count_what_they_clip(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -336,25 +302,6 @@ def test_an_error_half_way_leaves_no_stem(
 def _silent_file(folder: Path) -> Path:
     write_audio(folder / "song-drums.wav", torch.zeros(1, 100), 44100)
     return folder / "song-drums.wav"
-
-
-def test_an_output_never_replaces_its_input(checkpoint: str, tmp_path: Path) -> None:
-    write_audio(tmp_path / "song.wav", tone(1, 100, 44100), 44100)
-    other = _silent_file(tmp_path)
-    config = InferConfig(checkpoint_fp=checkpoint, input=(str(tmp_path),), out=str(tmp_path))
-    with pytest.raises(BadInput, match=r"song-drums\.wav.*--out"):
-        infer.run(config)
-    assert read_audio(other).abs().max() == 0
-
-
-def test_songs_of_one_name_are_refused(checkpoint: str, tmp_path: Path) -> None:
-    for name in ("song.wav", "song.flac"):
-        write_audio(tmp_path / name, tone(1, 100, 44100), 44100)
-    config = InferConfig(
-        checkpoint_fp=checkpoint, input=(str(tmp_path),), out=str(tmp_path / "out")
-    )
-    with pytest.raises(BadInput, match="would replace"):
-        infer.run(config)
 
 
 def _text_file(folder: Path) -> Path:
