@@ -112,26 +112,31 @@ def _origin(scored: Sequence[Scored], source: SourceConfig) -> str:
 
 def _summary(scored: Sequence[Scored]) -> str:
     """The rows of the terminal's table; those of several models next to each other."""
-    header: tuple[str, ...] = display.SUMMARY_HEADER
     rows = [(each.label, row) for each in scored for row in display.summary_rows(each.evaluation)]
     order = list(dict.fromkeys((row[0], row[1]) for _, row in rows if row[0] != "mean"))
     order += [("mean", name) for name in display.DISPLAY.values()]
     rows.sort(key=lambda labelled: order.index((labelled[1][0], labelled[1][1])))
-    if len(scored) == 1:
-        return _table(header, [row for _, row in rows])
-    return _table((*header[:2], "checkpoint", *header[2:]),
-                  [[*row[:2], label, *row[2:]] for label, row in rows])  # fmt: skip
+    return _labelled(len(scored), display.SUMMARY_HEADER, rows)
 
 
 def _tracks(scored: Sequence[Scored], links: Mapping[str, str]) -> str:
     """A row per song, stem and model."""
-    header: tuple[str, ...] = display.TRACK_HEADER
     rows = [(each.label, row) for each in scored for row in display.track_rows(each.evaluation)]
     rows.sort(key=lambda labelled: str(labelled[1][0]))
-    if len(scored) == 1:
+    return _labelled(len(scored), display.TRACK_HEADER, rows, links)
+
+
+def _labelled(
+    num_models: int,
+    header: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[display.Cell]]],
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """A table of rows with their models' labels, which a single model does without."""
+    if num_models == 1:
         return _table(header, [row for _, row in rows], links)
-    return _table((*header[:2], "checkpoint", *header[2:]),
-                  [[*row[:2], label, *row[2:]] for label, row in rows], links)  # fmt: skip
+    labelled = [[*row[:2], label, *row[2:]] for label, row in rows]
+    return _table((*header[:2], "checkpoint", *header[2:]), labelled, links)
 
 
 def _table(
