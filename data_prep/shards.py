@@ -16,7 +16,8 @@ is that of the samples as they were.
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -208,10 +209,11 @@ class ShardDataset:
         return [row for track in self.tracks(split) for row in self.track_rows(track)]
 
     def track_rows(self, track: PreparedTrack) -> list[ChunkRow]:
-        """The chunks of a track, in order of time."""
-        file = self._file(track.shard)
-        light = [n for n in file.schema_arrow.names if not n.startswith("stft_")]
-        rows = file.read(columns=light, use_threads=False).to_pylist()
+        """The chunks of a track, in order of time. Raises BadInput when its shard is damaged."""
+        with self._damage_named(track.shard):
+            file = self._file(track.shard)
+            light = [n for n in file.schema_arrow.names if not n.startswith("stft_")]
+            rows = file.read(columns=light, use_threads=False).to_pylist()
         return [
             ChunkRow(
                 shard=track.shard,
@@ -229,7 +231,7 @@ class ShardDataset:
         One column of one row group is read, and the array lies in Arrow's own memory (it may be
         written to). Raises BadInput when the shard is damaged.
         """
-        try:
+        with self._damage_named(row.shard):
             table = self._file(row.shard).read_row_group(
                 row.row_group, [f"stft_{stem}"], use_threads=False
             )
@@ -239,8 +241,6 @@ class ShardDataset:
             # Through DLPack, for NumPy's own view of an Arrow buffer is read-only.
             flat = pa.Array.from_buffers(_ARROW_TYPES[header.dtype], size, [None, buffer])
             return torch.from_dlpack(flat).numpy().reshape(header.shape)
-        except (OSError, pa.ArrowException) as error:
-            raise self._damaged(row.shard) from error
 
     def track_references(self, split: Split, track: str) -> Float[Tensor, "S C N"]:
         """The stems of the song named ``track``, put together again from its chunks, at its gain.
@@ -281,14 +281,19 @@ class ShardDataset:
     def _local(self, shard: str) -> Path:
         return local_shard(self.folder, self._by_shard[shard])
 
-    def _damaged(self, shard: str) -> BadInput:
-        source = self.folder / shard
-        if isinstance(source, Path):
-            return damaged(source)
-        # It was whole when it came here.
-        return BadInput(
-            f"{self._local(shard)}, this machine's copy of {source}, is damaged: remove it"
-        )
+    @contextmanager
+    def _damage_named(self, shard: str) -> Iterator[None]:
+        """Turn what a damaged shard has pyarrow raise into BadInput."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            source = self.folder / shard
+            if isinstance(source, Path):
+                raise damaged(source) from error
+            # It was whole when it came here.
+            raise BadInput(
+                f"{self._local(shard)}, this machine's copy of {source}, is damaged: remove it"
+            ) from error
 
 
 _PLAIN_FIELDS = ("track", "chunk", "first_sample", "valid_samples", "num_frames", "gain", "std")

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.state import list_nodes
@@ -95,7 +96,8 @@ def run(config: TuneConfig) -> Path:
 def _check_dashboard() -> None:
     """Raises BadInput where a stopped trial would keep its CPUs or GPUs for ever."""
     try:
-        list_nodes(limit=1)
+        # Without an address it looks for one, and does not answer where the machine runs two Rays.
+        list_nodes(ray.get_runtime_context().gcs_address, limit=1)
     except (RayStateApiException, ConnectionError, ValueError) as error:
         raise BadInput(
             "a sweep needs Ray's dashboard, which cleans up after trials that are stopped, and it "

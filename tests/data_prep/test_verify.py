@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from bsrnn_core.config import StftConfig
@@ -125,6 +126,22 @@ def test_a_flipped_bit_is_refused_at_the_first_read(dataset: ShardDataset):
         flip_a_bit(path, position)
     for row in ShardDataset.open(home(dataset)).rows("train"):
         dataset.read_stem(row, dataset.stems[0])
+
+
+def test_a_flipped_bit_beside_the_arrays_is_refused_at_the_first_read(dataset: ShardDataset):
+    """In the page of any column that is read to know a shard's rows."""
+    path = home(dataset) / "train" / "a.parquet"
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    light = [chunk for chunk in chunks if not chunk.path_in_schema.startswith("stft_")]
+    assert len(light) > 8
+    for chunk in light:
+        position = chunk.data_page_offset + chunk.total_compressed_size - 1
+        flip_a_bit(path, position)
+        with pytest.raises(BadInput, match=r"train/a\.parquet is not a whole shard"):
+            ShardDataset.open(home(dataset)).rows("train")
+        flip_a_bit(path, position)
+    assert ShardDataset.open(home(dataset)).rows("train") == dataset.rows("train")
 
 
 @pytest.mark.parametrize("action", ["--verify", "--repair"])

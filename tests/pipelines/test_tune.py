@@ -210,8 +210,9 @@ def test_tpe_begins_with_what_was_interrupted_and_knows_what_has_ended(tmp_path:
     assert fresh.suggest("b") != other
 
 
-def test_a_ray_that_cannot_clean_up_is_refused(monkeypatch: pytest.MonkeyPatch):
-    def fail(limit: int) -> None:
+def test_a_ray_that_cannot_clean_up_is_refused(ray_cluster: str, monkeypatch: pytest.MonkeyPatch):
+    def fail(address: str, limit: int) -> None:
+        assert (address, limit) == (ray_cluster, 1)
         raise RayStateApiException("no answer")
 
     monkeypatch.setattr(tune, "list_nodes", fail)

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ SWEEP = shlex.split(
     "--batch_size 2 --steps_per_epoch 2 --log_every_steps 1 "
     "--space n_fft=[256,512] 'lr=loguniform(1e-3,1e-1)'"
 )
+OTHER_RAY = "from pipelines.launch import start_ray; start_ray(1); print('up', flush=True); input()"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("local")
     make_corpus(folder / "songs", num_train=3, num_valid=1, num_test=1, seconds=4, sample_rate=8000)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_ray() -> Iterator[None]:
+    """A Ray of someone else, which a sweep is not to take for its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER_RAY],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        yield
+        process.communicate("\n")
 
 
 def bsrnn(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +63,7 @@ def ledger(home: Path) -> list[dict[str, Any]]:
 
 def test_a_sweep_halts_when_its_time_is_up_and_goes_on(home: Path):
     halted = bsrnn(home, "tune", *SWEEP, "--time_budget_minutes", "0.02")
-    assert halted.returncode == 1
+    assert halted.returncode == 1, halted.stderr
     assert "no trial has a score (they are not trained far enough)" in halted.stderr
     assert {trial["state"] for trial in ledger(home)} <= {"waiting"}
     uri = f"sqlite:///{home / 'mlflow.db'}"
