@@ -16,6 +16,10 @@ OWN_UV := build/uv/bin/uv
 UV := $(shell for uv in uv "$$HOME/.local/bin/uv"; do \
 	if "$$uv" --version >/dev/null 2>&1; then command -v "$$uv"; exit; fi; done; echo $(OWN_UV))
 
+# Where Python keeps no bytecode, every process of Ray would compile torch, Ray and MLflow anew: two
+# to three times the seconds until it starts.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
+
 # $(call apt,PACKAGES): install Debian or Ubuntu packages; fails where that cannot be done.
 apt = as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
 	command -v apt-get >/dev/null && { [ -z "$$as_root" ] || command -v sudo >/dev/null; } \
@@ -96,6 +100,6 @@ $(OWN_UV):
 $(INSTALLED): requirements.lock pyproject.toml $(if $(filter $(OWN_UV),$(UV)),| $(OWN_UV))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| $(UV) venv --clear --python "$(BSRNN_PYTHON)" .venv
-	@$(UV) pip sync --python $(PYTHON) --require-hashes requirements.lock
+	@$(UV) pip sync --python $(PYTHON) --require-hashes $(COMPILE) requirements.lock
 	@$(UV) pip install --python $(PYTHON) --quiet --no-deps -e .
 	@touch $@

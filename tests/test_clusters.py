@@ -210,7 +210,7 @@ def test_the_runs_of_kubernetes_reach_mlflow(documents: dict[str, dict[str, Any]
 
 def test_the_image_is_made_from_the_lock_and_small():
     image = (ROOT / "clusters" / "Dockerfile").read_text()
-    assert "uv pip sync --quiet --require-hashes requirements.lock" in image
+    assert "uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock" in image
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     kept = {line[1:] for line in ignored if line.startswith("!")}
