@@ -41,7 +41,7 @@ demo: setup  ## the whole job on a corpus made on the spot (DEMO_ARGS: flags of 
 test: setup  ## all tests but the slow proofs (TEST_ARGS: arguments of pytest)
 	@$(PYTHON) -m pytest -m "not proof and not cluster" $(TEST_ARGS)
 
-proof: setup  ## the slow proofs: servers that die, programs that race
+proof: setup  ## the slow proofs: servers that die, programs that race, whole trainings
 	@$(PYTHON) -m pytest -m proof $(TEST_ARGS)
 
 test-cluster: setup  ## `ray up` and all that follows, on hosts made of namespaces (as root)

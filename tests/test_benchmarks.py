@@ -209,6 +209,7 @@ def test_reading_is_what_the_model_foretells(
     assert reading.seconds_per_example > 0
 
 
+@pytest.mark.proof
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_and_bare_processes_make_the_steps_of_the_plan(
     tmp_path: Path, write_songs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch

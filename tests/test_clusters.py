@@ -1,10 +1,12 @@
 """The files that describe clusters, without one: Ray's schema, KubeRay's fields, the lock."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +115,30 @@ def test_the_gpu_machines_are_spot_and_start_from_none():
     assert gpu["min_workers"] == 0 < gpu["max_workers"] <= load(AWS)["max_workers"]
 
 
+@pytest.fixture(scope="module")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What became of each script, given an option that there is not."""
+    home = tmp_path_factory.mktemp("home")
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        # `ray submit` copies the one file, and runs it from the home of the head's user.
+        folder = home / name
+        folder.mkdir()
+        script = shutil.copy(ROOT / "pipelines" / f"{name}.py", folder)
+        return subprocess.run(
+            [sys.executable, script, "--no_such_option", "1"], cwd=folder, capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        return dict(zip(ENTRY_POINTS, executor.map(run, ENTRY_POINTS), strict=True))
+
+
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_a_script_runs_alone_where_the_package_is_installed(name: str, tmp_path: Path):
-    # `ray submit` copies the one file, and runs it from the home of the head's user.
-    shutil.copy(ROOT / "pipelines" / f"{name}.py", tmp_path)
-    command = [sys.executable, tmp_path / f"{name}.py", "--no_such_option", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def test_a_script_runs_alone_where_the_package_is_installed(name: str, alone):
+    done = alone[name]
     assert done.returncode == 2
     assert "no_such_option" in done.stderr and "Traceback" not in done.stderr
 

@@ -168,6 +168,7 @@ class TestOnRay:
         assert [p.track for p in told if p.error] == ["train/b"]
         assert ShardDataset.open(out).manifest == manifest
 
+    @pytest.mark.proof
     def test_a_killed_run_leaves_nothing_that_looks_whole_and_the_next_completes_it(
         self, ray_cluster: str, tmp_path: Path, write_songs: WriteSongs
     ) -> None:

@@ -40,6 +40,7 @@ def test_room_on_one_machine(
     assert room(cluster, max_concurrent) == expected
 
 
+@pytest.mark.proof
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_loss_that_is_not_finite_is_not_tried_again(tiny_job: TrainingJob, uri: str, run_id: str):
     optim = dataclasses.replace(

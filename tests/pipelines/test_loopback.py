@@ -18,6 +18,8 @@ import pytest
 from pipelines.config import TrainConfig
 from pipelines.config_files import save_yaml
 
+pytestmark = pytest.mark.proof
+
 PATIENCE_SECONDS = 300
 DRIVER = """
 import sys

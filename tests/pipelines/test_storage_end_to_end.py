@@ -65,6 +65,7 @@ def forget(cache: Path) -> None:
         shutil.rmtree(part)
 
 
+@pytest.mark.proof
 def test_a_training_whose_everything_is_in_storage(
     workers_cache: Path, elsewhere: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ):
