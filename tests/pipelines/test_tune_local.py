@@ -16,7 +16,7 @@ from pipelines import tracking
 
 pytestmark = pytest.mark.proof
 
-NUM_TRIALS = 4
+NUM_TRIALS = 3
 SWEEP = shlex.split(
     "--musdbhq_location songs --part drums --part bass --name tpe --experiment toys "
     f"--search tpe --num_samples {NUM_TRIALS} --max_concurrent 2 --max_epochs 3 "
