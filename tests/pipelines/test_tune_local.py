@@ -16,10 +16,10 @@ from pipelines import tracking
 
 pytestmark = pytest.mark.proof
 
-NUM_TRIALS = 3
+NUM_TRIALS = 2
 SWEEP = shlex.split(
     "--musdbhq_location songs --part drums --part bass --name tpe --experiment toys "
-    f"--search tpe --num_samples {NUM_TRIALS} --max_concurrent 2 --max_epochs 3 "
+    f"--search tpe --num_samples {NUM_TRIALS} --max_concurrent 2 --max_epochs 2 "
     "--grace_epochs 1 --reduction_factor 2 --sample_rate 8000 --feature_dim 4 "
     "--num_blstm_layers 1 --mlp_dim 8 --chunk_size_in_seconds 0.5 --crop_seconds 0.4 "
     "--batch_size 2 --steps_per_epoch 2 --log_every_steps 1 "
