@@ -186,7 +186,7 @@ def test_a_cable_is_out_for_half_a_minute(cluster: Cluster, shards: Path):
 
 
 def test_mlflow_is_away_for_a_minute(cluster: Cluster, shards: Path):
-    with training(cluster, shards, "away", steps=5 * STEPS) as run:
+    with training(cluster, shards, "away", steps=6 * STEPS) as run:
         began = run.step
         cluster.head.run("bash ~/bsrnn/clusters/mlflow.sh stop")
         try:
