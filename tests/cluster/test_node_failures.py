@@ -27,7 +27,7 @@ LONG = (
     f"{TINY} --steps_per_epoch {STEPS_PER_EPOCH} --valid_every_epochs {STEPS // STEPS_PER_EPOCH} "
     f"--checkpoint_every_steps {CHECKPOINT_STEPS}"
 )
-"""What every training is given; with ``STEPS`` it takes half a minute on two cores."""
+"""What every training is given, but for its length."""
 
 
 @dataclass(kw_only=True)
