@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -314,26 +315,19 @@ def test_the_best_configuration_trains(toy_sweep: ToySweep):
     assert (toy_sweep.home / "runs" / "best" / "best" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--workers_per_trial", "2"), "--workers_per_trial 1 would fit"),
-        (("--max_concurrent", "2"), "--max_concurrent 1 would fit"),
-    ],
-)
-def test_a_sweep_that_would_wait_for_ever_is_refused(
-    toy_sweep: ToySweep, words: tuple[str, ...], said: str
-):
-    refused = toy_sweep.bsrnn("tune", *TOY_SWEEP, "--batch_size", "4", "--name", "big", *words)
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].endswith(said)
+def test_what_cannot_run_is_refused(toy_sweep: ToySweep):
+    big = ("tune", *TOY_SWEEP, "--batch_size", "4", "--name", "big")
+    refusals = {
+        (*big, "--workers_per_trial", "2"): "--workers_per_trial 1 would fit\n",
+        (*big, "--max_concurrent", "2"): "--max_concurrent 1 would fit\n",
+        ("tune", *TOY_SWEEP): "holds a sweep already: take another --name, or --resume",
+        ("tune", "--name", "toy", "--resume", "--space", "lr=[0.001]"): (
+            "is a sweep with other options: space is"
+        ),
+    }
+    with ThreadPoolExecutor() as pool:
+        refused = list(pool.map(lambda words: toy_sweep.bsrnn(*words), refusals))
+    for result, said in zip(refused, refusals.values(), strict=True):
+        assert result.returncode == 2
+        assert said in result.stderr
     assert not (toy_sweep.home / "runs" / "big").exists()
-
-
-def test_the_name_is_taken(toy_sweep: ToySweep):
-    again = toy_sweep.bsrnn("tune", *TOY_SWEEP)
-    assert again.returncode == 2
-    assert "holds a sweep already: take another --name, or --resume" in again.stderr
-    other = toy_sweep.bsrnn("tune", "--name", "toy", "--resume", "--space", "lr=[0.001]")
-    assert other.returncode == 2
-    assert "is a sweep with other options: space is" in other.stderr
