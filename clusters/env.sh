@@ -10,6 +10,8 @@ export RAY_USAGE_STATS_ENABLED=0
 # glibc gives every thread a heap of its own, which large tensors soon fragment (pipelines/launch.py
 # does the same for a Ray of one machine).
 export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-2}"
+# Huge pages for large tensors (pipelines/cli.py does the same for its own process).
+export THP_MEM_ALLOC_ENABLE="${THP_MEM_ALLOC_ENABLE:-1}"
 
 # Where a machine does not find its own name, gloo would listen on 127.0.0.1, which no other node
 # reaches: the interface that leads to the other machines is that of the default route.

@@ -100,7 +100,8 @@ def test_scripts_are_of_bash_and_named_in_the_files(script: Path):
 def test_nodes_ask_for_the_token_and_people_come_through_tunnels():
     environment = (ROOT / "clusters" / "env.sh").read_text()
     assert "export RAY_AUTH_MODE=token" in environment
-    assert "MALLOC_ARENA_MAX" in environment
+    for name in ("MALLOC_ARENA_MAX", "THP_MEM_ALLOC_ENABLE"):
+        assert f"export {name}" in environment
     config = load(AWS)
     assert any("chmod 600 ~/.ray/auth_token" in line for line in config["setup_commands"])
     [start] = [line for line in config["head_start_ray_commands"] if "ray start" in line]

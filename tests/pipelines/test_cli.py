@@ -1,9 +1,11 @@
 """The program: what it does with a command line, and how it fails."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,15 @@ from pipelines.config_files import (
     leaf_values,
     leaves,
 )
+
+LARGE_TENSOR = """
+from pipelines.cli import main
+assert main(["--help"]) == 0
+import pipelines.infer, torch
+tensor = torch.zeros(2**24)
+print(any(line.startswith("VmFlags") and " hg" in line for line in open("/proc/self/smaps")))
+"""
+"""A program that says whether torch has asked the kernel for huge pages."""
 
 
 @pytest.fixture
@@ -181,3 +192,16 @@ def test_a_reader_that_leaves_is_no_failure_to_tell_of():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout == "1\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system has no /proc/*/smaps")
+@pytest.mark.parametrize(
+    ("given", "huge"), [({}, "True"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "False")]
+)
+def test_large_tensors_lie_in_huge_pages_unless_told_otherwise(given: dict[str, str], huge: str):
+    environment = {name: value for name, value in os.environ.items() if "THP" not in name} | given
+    said = subprocess.run(
+        [sys.executable, "-c", LARGE_TENSOR],
+        env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.stdout.splitlines()[-1] == huge
