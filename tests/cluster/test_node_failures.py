@@ -163,7 +163,7 @@ def test_a_machine_that_is_announced_to_go(cluster: Cluster, shards: Path):
         "BSRNN_METADATA=http://127.0.0.1:8169 bash ~/bsrnn/clusters/watch.sh restart"
     )
     # Without the notice it would save at its end only.
-    steps = 6 * STEPS
+    steps = 4 * STEPS
     with training(
         cluster, shards, "notice", steps=steps, epoch_steps=steps, checkpoint_steps=steps
     ) as run:

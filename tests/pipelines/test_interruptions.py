@@ -24,11 +24,13 @@ pytestmark = pytest.mark.proof
 
 logger = logging.getLogger(__name__)
 
+EPOCH_STEPS = 35
+STEPS = 2 * EPOCH_STEPS
 OPTIONS = shlex.split(
     "--part drums --num_workers 2 --threads_per_worker 1 --sample_rate 8000 --n_fft 256 "
     "--feature_dim 8 --num_blstm_layers 2 --mlp_dim 16 --chunk_size_in_seconds 0.5 "
-    "--crop_seconds 0.4 --batch_size 4 --steps_per_epoch 60 --max_epochs 2 --log_every_steps 1 "
-    "--checkpoint_every_steps 10 --stall_seconds 2"
+    f"--crop_seconds 0.4 --batch_size 4 --steps_per_epoch {EPOCH_STEPS} --max_epochs 2 "
+    "--log_every_steps 1 --checkpoint_every_steps 10 --stall_seconds 2"
 )
 CURVES = ("train/loss", "train/lr", "train/grad_norm", "valid/usdr_drums")
 SECONDS = 400
@@ -237,8 +239,10 @@ def test_a_driver_that_is_killed_and_terminated(home: Home, whole: Path, shards)
     assert curves(home, run) == curves(home, whole)
     # With another number of workers it goes on too, if not to the same bits.
     home.train("--name", "driver", "--resume", "--num_workers", "1", "--max_epochs", "3")
-    assert [step for step, _ in curves(home, run)["train/loss"]] == list(range(1, 181))
-    assert curves(home, run)["train/loss"][:120] == curves(home, whole)["train/loss"]
+    assert [step for step, _ in curves(home, run)["train/loss"]] == list(
+        range(1, STEPS + EPOCH_STEPS + 1)
+    )
+    assert curves(home, run)["train/loss"][:STEPS] == curves(home, whole)["train/loss"]
 
 
 def test_a_disk_that_is_full(home: Home, whole: Path, shards, small_disk):
@@ -253,7 +257,7 @@ def test_a_disk_that_is_full(home: Home, whole: Path, shards, small_disk):
         assert driver.ends() == 2, driver.said()
         assert f"{run} has no room for last: the disk is full" in driver.said()
     saved = checkpoint_of(run)
-    assert 10 <= saved < 120
+    assert 10 <= saved < STEPS
     filler.unlink()
     home.train("--name", "full", "--out", str(disk), "--resume")
     assert files(run) == files(whole)
