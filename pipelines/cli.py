@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (the process's own when None); returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     # Torch asks once, before its first tensor. On a CPU, the kernel's work for the pages of large
-    # tensors takes a quarter of a training step otherwise (benchmarks/huge_pages.py).
+    # tensors takes a sixth of a training step otherwise (benchmarks/huge_pages.py).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
