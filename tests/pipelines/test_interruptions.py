@@ -24,7 +24,7 @@ pytestmark = pytest.mark.proof
 
 logger = logging.getLogger(__name__)
 
-EPOCH_STEPS = 35
+EPOCH_STEPS = 45
 STEPS = 2 * EPOCH_STEPS
 OPTIONS = shlex.split(
     "--part drums --num_workers 2 --threads_per_worker 1 --sample_rate 8000 --n_fft 256 "
@@ -226,6 +226,9 @@ def test_a_driver_that_is_killed_and_terminated(home: Home, whole: Path, shards)
             "kill -9 of the driver: new steps %.1f s after --resume, %d steps made again",
             *(time.monotonic() - began, step - saved),
         )
+        # Until the driver has heard of steps, which it asks for twice a second, it is being started,
+        # and SIGTERM is Ctrl-C.
+        time.sleep(1)
         began = time.monotonic()
         driver.process.terminate()
         assert driver.ends() == 1
