@@ -226,8 +226,7 @@ def test_a_driver_that_is_killed_and_terminated(home: Home, whole: Path, shards)
             "kill -9 of the driver: new steps %.1f s after --resume, %d steps made again",
             *(time.monotonic() - began, step - saved),
         )
-        # Until the driver has heard of steps, which it asks for twice a second, it is being started,
-        # and SIGTERM is Ctrl-C.
+        # SIGTERM is Ctrl-C until the driver, which asks twice a second, has heard of steps.
         time.sleep(1)
         began = time.monotonic()
         driver.process.terminate()
