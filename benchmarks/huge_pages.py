@@ -16,11 +16,10 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import torch
-from model_step import ModelStep
+from model_step import ModelStep, seconds
+from separation import PAPER
 
 from bsrnn_core import BSRNN, separate
 from bsrnn_core.config import SeparationConfig
@@ -32,17 +31,8 @@ SAMPLE_RATE = 44100
 CROP_SECONDS = 3
 WINDOWS = {
     "song, windows of 12 s": SeparationConfig(precision="float32"),
-    "song, the paper's windows": SeparationConfig(
-        window_seconds=3, overlap=5 / 6, batch_size=1, precision="float32"
-    ),
+    "song, the paper's windows": PAPER,
 }
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Time of one call."""
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -53,12 +43,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     model = BSRNN(config)
     song = 0.1 * torch.randn(2, options.song_seconds * SAMPLE_RATE)
     found = {
-        name: seconds(lambda windows=windows: separate(model, song, SAMPLE_RATE, windows))
+        name: seconds(lambda windows=windows: separate(model, song, SAMPLE_RATE, windows), "cpu")
         for name, windows in WINDOWS.items()
     }
     batch = ModelStep(model, options.batch_size, config.stft.num_frames(CROP_SECONDS * SAMPLE_RATE))
     steps = [
-        seconds(lambda: batch.step(contextlib.nullcontext())) for _ in range(options.steps + 1)
+        seconds(lambda: batch.step(contextlib.nullcontext()), "cpu")
+        for _ in range(options.steps + 1)
     ]
     found["training step"] = statistics.median(steps[1:])
     found["peak memory, GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
