@@ -18,8 +18,9 @@ import subprocess
 import sys
 
 import torch
-from model_step import ModelStep, seconds
+from model_step import ModelStep
 from separation import PAPER
+from timing import seconds
 
 from bsrnn_core import BSRNN, separate
 from bsrnn_core.config import SeparationConfig
