@@ -13,9 +13,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bsrnn_core.audio_files import read_audio
 from bsrnn_core.config import StftConfig
 from bsrnn_core.errors import BadInput
+from bsrnn_core.precision import use_bf16
 from data_prep.config import SourceConfig
 from data_prep.demo_songs import make_corpus
 from data_prep.storage import local_only
@@ -27,7 +30,9 @@ PART, TRANSFER_PART = "drums", "bass"
 """The stem of the base models, which the demo separates, and the one that they are transferred
 to."""
 STEPS_PER_EPOCH = 25
-MAX_EPOCHS, TRANSFER_EPOCHS = 4, 2
+FAST_EPOCHS, SLOW_EPOCHS = (4, 2), (2, 1)
+"""Of a base model and of a transfer: where the hardware is fast in bf16, and where it is not and
+a step takes three times as long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +41,10 @@ class DemoConfig:
 
     out: str = "demo"
     """Folder for the songs, the runs, the separated song and the pictures."""
-    max_epochs: int = MAX_EPOCHS
-    """Epochs of the base models."""
-    transfer_epochs: int = TRANSFER_EPOCHS
-    """Epochs of the transfers."""
+    max_epochs: int | None = None
+    """Epochs of the base models (4 where the hardware is fast in bf16, otherwise 2)."""
+    transfer_epochs: int | None = None
+    """Epochs of the transfers (2 where the hardware is fast in bf16, otherwise 1)."""
     max_minutes: float | None = None
     """Stop each training after these minutes, wherever it is."""
     seed: int = 42
@@ -47,8 +52,9 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "transfer_epochs"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}")
+            epochs = getattr(self, name)
+            if epochs is not None and epochs < 1:
+                raise BadInput(f"{name} must be at least 1, not {epochs}")
 
 
 def run(config: DemoConfig) -> Path:
@@ -95,12 +101,15 @@ def run(config: DemoConfig) -> Path:
 
 def _trainings(config: DemoConfig, songs: Path) -> ExperimentConfig:
     preset, runs = tiny(), Path(config.out) / "runs"
+    fast = torch.cuda.is_available() or use_bf16("auto", torch.device("cpu"))
+    base_epochs, transfer_epochs = FAST_EPOCHS if fast else SLOW_EPOCHS
+    base_epochs = config.max_epochs or base_epochs
     optim = dataclasses.replace(
         preset.optim,
         steps_per_epoch=STEPS_PER_EPOCH,
-        max_epochs=config.max_epochs,
+        max_epochs=base_epochs,
         valid_every_epochs=1,
-        warmup_steps=STEPS_PER_EPOCH,
+        warmup_steps=base_epochs * STEPS_PER_EPOCH // 4,
         max_minutes=config.max_minutes,
     )
     train = dataclasses.replace(
@@ -115,7 +124,7 @@ def _trainings(config: DemoConfig, songs: Path) -> ExperimentConfig:
     return ExperimentConfig(
         base_part=PART,
         transfer_part=(TRANSFER_PART,),
-        transfer_epochs=config.transfer_epochs,
+        transfer_epochs=config.transfer_epochs or transfer_epochs,
         mtl=False,
         num_seeds=1,
         control_seeds=0,
