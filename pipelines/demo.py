@@ -31,8 +31,8 @@ PART, TRANSFER_PART = "drums", "bass"
 to."""
 STEPS_PER_EPOCH = 25
 FAST_EPOCHS, SLOW_EPOCHS = (4, 2), (2, 1)
-"""Of a base model and of a transfer: where the hardware is fast in bf16, and where it is not and
-a step takes three times as long."""
+"""Of a base model and of a transfer: where the hardware is fast in bf16, and where it is not, so
+that a step takes about three times as long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
