@@ -15,7 +15,7 @@ import torch
 from bsrnn_core import checkpoint
 from bsrnn_core.checkpoint import read_metadata
 from bsrnn_core.errors import BadInput
-from data_prep.storage import RemotePath, location
+from data_prep.storage import RemotePath
 from pipelines import base, run_storage
 from pipelines.cli import main
 from pipelines.config import PRESETS, TrainConfig
@@ -26,6 +26,7 @@ from pipelines.remote_checkpoints import archive_of, local_checkpoint, send_chec
 from pipelines.run_files import COSTS_FILE, JOURNAL_FILE, RUN_FILE
 from pipelines.run_storage import RunStorage, check_shared
 from pipelines.training import Training, TrainingJob
+from tests.remote import remote_at
 
 Machine = Callable[[str], None]
 
@@ -65,12 +66,6 @@ def job(tiny_job: TrainingJob, remote_shards: RemotePath) -> TrainingJob:
     """A training from shards in storage, with a checkpoint after every step."""
     optim = replace(tiny_job.config.optim, checkpoint_every_steps=1)
     return replace(tiny_job, config=replace(tiny_job.config, optim=optim), shards=remote_shards)
-
-
-def remote_at(text: str) -> RemotePath:
-    found = location(text)
-    assert isinstance(found, RemotePath)
-    return found
 
 
 def train(job: TrainingJob, storage: RunStorage, kill_at: int | None = None, **events: Any) -> None:
