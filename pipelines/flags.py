@@ -305,5 +305,7 @@ def _sentence(text: str) -> str:
     lines = [line.strip("│ \t") for line in text.splitlines() if line.startswith("│")]
     rules = [number for number, line in enumerate(lines) if line and not line.strip("─")]
     said = " ".join(lines[: rules[0]] if rules else lines) or " ".join(text.split())
+    # Of a value that may be left out, tyro says first that it is not None.
+    said = re.sub(r"no type matching \{None\}.* Got errors: .* - <[^>]*>: ", "", said)
     # Where a dataclass refused, tyro says in which field it stands: no flag is called so.
     return re.sub(r"^Error parsing (--\S+: )?(?(1)|\S+: )", r"\1", said)

@@ -107,6 +107,7 @@ def test_flags(words: list[str], expected: dict[str, object]):
         (["stray"], "stray"),
         (["--lr"], "--lr"),
         (["--lr", "abc"], "--lr: could not convert string to float: 'abc'"),
+        (["--max_minutes", "abc"], "--max_minutes: could not convert string to float: 'abc'"),
         (["--lr", "1", "2"], "2"),
         (["--precision", "fp8"], "--precision"),
         (["--batch_size", "0"], "batch_size must be positive, not 0"),
@@ -122,6 +123,7 @@ def test_flags(words: list[str], expected: dict[str, object]):
 )
 def test_refused_flags(words: list[str], said: str):
     assert said in refusal(*words)
+    assert "Got errors" not in refusal(*words)
 
 
 def test_a_value_that_is_required_is_asked_for():
